@@ -1,0 +1,270 @@
+"""THE registry of topics: nothing else names a topic, its key, its readers or its rule.
+
+Topics, access rights, exports and the deletion proof follow from this list.
+
+A personal-data topic's age is bounded by `retention_ms` + `segment_ms` + the broker's check
+interval + its file delete delay, with LogAppendTime (measured: hot-path.md 4a). Age counts through
+every copy: topic (72 h) and dead letter (72 h) together stay under 7 x 24 h (R-D5).
+"""
+
+import re
+from dataclasses import dataclass, field
+
+from schemas import ad_view, call, consent, credit, retention
+from schemas.retention import DataKind
+from schemas.wire import WireModel
+
+TYPE_PREFIX = "de.callpartner"
+VISITOR_PARTITIONS = 6
+"""One fixed, equal count for every topic keyed by visitor: one process owns a visitor in all."""
+
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+SWEEP_MARGIN_MS = 60_000
+"""Room for the broker's check interval and file delete delay (both seconds in our settings)."""
+
+MESSAGE_BYTES_MAX = 65_536
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topic:
+    """One topic of the platform.
+
+    Attributes:
+        name: also the stem of `ce_type` (`de.callpartner.<name>.v1`).
+        key: field of the model whose text is the record key; never personal, never typed text.
+        age_max_ms: no record's bytes are older on disk; `retention_ms` leaves room below it.
+        kinds: kinds of personal data carried; empty = none.
+    """
+
+    name: str
+    description: str
+    model: type[WireModel]
+    key: str
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    age_max_ms: int
+    segment_ms: int
+    kinds: tuple[DataKind, ...] = ()
+    partitions: int = VISITOR_PARTITIONS
+    cleanup: str = "delete"
+    version: int = 1
+    is_dead_letter: bool = field(default=False)
+
+    @property
+    def type(self) -> str:
+        """`ce_type` of its events."""
+        return f"{TYPE_PREFIX}.{self.name}.v{self.version}"
+
+    @property
+    def retention_ms(self) -> int:
+        """Kafka's `retention.ms`: the rule less everything that may delay it."""
+        return self.age_max_ms - self.segment_ms - SWEEP_MARGIN_MS
+
+    @property
+    def personal(self) -> bool:
+        """Whether records carry personal data."""
+        return bool(self.kinds)
+
+    @property
+    def dead_letter(self) -> "Topic":
+        """Where its poison goes; same rule, written by its consumers, read by staff only."""
+        return Topic(
+            name=f"{self.name}-dlq",
+            description=f"Records of {self.name} that can never be processed.",
+            model=self.model,
+            key=self.key,
+            producers=self.consumers,
+            consumers=(),
+            age_max_ms=self.age_max_ms,
+            segment_ms=self.segment_ms,
+            kinds=self.kinds,
+            partitions=1,
+            is_dead_letter=True,
+        )
+
+    def key_of(self, event: WireModel) -> str:
+        """Return the record key of an event: the text of its key field."""
+        return str(getattr(event, self.key))
+
+    def configs(self) -> dict[str, str]:
+        """Return the topic's settings at the broker, by Kafka's names."""
+        return {
+            "cleanup.policy": self.cleanup,
+            "retention.ms": str(self.retention_ms),
+            "segment.ms": str(self.segment_ms),
+            "message.timestamp.type": "LogAppendTime",
+            # a dead letter carries the original value and more headers
+            "max.message.bytes": str(MESSAGE_BYTES_MAX * (2 if self.is_dead_letter else 1)),
+            "file.delete.delay.ms": "1000",
+            # compacted topics: a lag bound, so that an old value cannot hide in a segment
+            "max.compaction.lag.ms": str(self.segment_ms),
+            "delete.retention.ms": str(HOUR_MS),
+        }
+
+
+AD_VIEW = Topic(
+    name="ad-view",
+    description="What a visitor did with an ad: hit, start, quartiles, complete, click.",
+    model=ad_view.AdViewV1,
+    key="visitor_id",
+    producers=("gateway",),
+    consumers=("ad_ledger",),
+    age_max_ms=72 * HOUR_MS,
+    segment_ms=6 * HOUR_MS,
+    kinds=(DataKind.AD_USE, DataKind.IP_ADDRESS),
+)
+CONSENT = Topic(
+    name="consent",
+    description="What a visitor decided about the purposes of the consent catalogue.",
+    model=consent.ConsentV1,
+    key="visitor_id",
+    producers=("gateway",),
+    consumers=("consent",),
+    age_max_ms=72 * HOUR_MS,
+    segment_ms=6 * HOUR_MS,
+    kinds=(DataKind.AD_USE,),
+)
+CONSENT_STATE = Topic(
+    name="consent-state",
+    description="Per visitor and purpose: what is in force since when, and the last changes.",
+    model=consent.ConsentStateV1,
+    key="visitor_id",
+    producers=("consent",),
+    consumers=("gateway",),
+    age_max_ms=6 * DAY_MS,
+    segment_ms=6 * HOUR_MS,
+    kinds=(DataKind.AD_USE,),
+    cleanup="compact,delete",
+)
+CALL_REQUEST = Topic(
+    name="call-request",
+    description="A visitor asks to connect a callback number with a destination number.",
+    model=call.CallRequestV1,
+    key="visitor_id",
+    producers=("gateway",),
+    consumers=("call_control",),
+    age_max_ms=72 * HOUR_MS,
+    segment_ms=6 * HOUR_MS,
+    kinds=(DataKind.TRAFFIC_DATA, DataKind.IP_ADDRESS),
+)
+CREDIT_REQUEST = Topic(
+    name="credit-request",
+    description="Reserve or release talk time for a call.",
+    model=credit.CreditRequestV1,
+    key="visitor_id",
+    producers=("call_control",),
+    consumers=("ad_ledger",),
+    age_max_ms=72 * HOUR_MS,
+    segment_ms=6 * HOUR_MS,
+    kinds=(DataKind.AD_USE,),
+)
+CREDIT_DECISION = Topic(
+    name="credit-decision",
+    description="A reservation is granted, or refused with its reason.",
+    model=credit.CreditDecisionV1,
+    key="visitor_id",
+    producers=("ad_ledger",),
+    consumers=("call_control",),
+    age_max_ms=72 * HOUR_MS,
+    segment_ms=6 * HOUR_MS,
+    kinds=(DataKind.AD_USE,),
+)
+CREDIT = Topic(
+    name="credit",
+    description="A visitor's balance changed: granted, reserved, released, spent, expired.",
+    model=credit.CreditV1,
+    key="visitor_id",
+    producers=("ad_ledger",),
+    consumers=("gateway",),
+    age_max_ms=72 * HOUR_MS,
+    segment_ms=6 * HOUR_MS,
+    kinds=(DataKind.AD_USE,),
+)
+CALL_COMMAND = Topic(
+    name="call-command",
+    description="A visitor's order about a call of theirs: hang up.",
+    model=call.CallCommandV1,
+    key="visitor_id",
+    producers=("gateway",),
+    consumers=("call_control",),
+    age_max_ms=72 * HOUR_MS,
+    segment_ms=6 * HOUR_MS,
+    kinds=(DataKind.TRAFFIC_DATA,),
+)
+CALL_STATUS = Topic(
+    name="call-status",
+    description="Where a call stands, for the page: dialling, ringing, talking, ended.",
+    model=call.CallStatusV1,
+    key="visitor_id",
+    producers=("call_control",),
+    consumers=("gateway",),
+    age_max_ms=72 * HOUR_MS,
+    segment_ms=6 * HOUR_MS,
+    kinds=(DataKind.TRAFFIC_DATA,),
+)
+CALL_START = Topic(
+    name="call-start",
+    description="Both legs are connected; charged talk begins.",
+    model=call.CallStartV1,
+    key="visitor_id",
+    producers=("call_control",),
+    consumers=("ad_ledger",),
+    age_max_ms=72 * HOUR_MS,
+    segment_ms=6 * HOUR_MS,
+    kinds=(DataKind.TRAFFIC_DATA,),
+)
+CALL_END = Topic(
+    name="call-end",
+    description="A call that held a reservation is over; the ledger settles it.",
+    model=call.CallEndV1,
+    key="visitor_id",
+    producers=("call_control",),
+    consumers=("ad_ledger",),
+    age_max_ms=72 * HOUR_MS,
+    segment_ms=6 * HOUR_MS,
+    kinds=(DataKind.TRAFFIC_DATA,),
+)
+RETENTION_ORDER = Topic(
+    name="retention-order",
+    description="Orders to drop what is due; opaque ids only, so that they may live 30 days.",
+    model=retention.RetentionOrderV1,
+    key="order_id",
+    producers=("retention",),
+    consumers=("ad_ledger", "call_control", "consent"),
+    age_max_ms=30 * DAY_MS,
+    segment_ms=DAY_MS,
+    partitions=1,
+)
+RETENTION_RECEIPT = Topic(
+    name="retention-receipt",
+    description="What a service did about an order: counts only.",
+    model=retention.RetentionReceiptV1,
+    key="order_id",
+    producers=("ad_ledger", "call_control", "consent"),
+    consumers=("retention",),
+    age_max_ms=30 * DAY_MS,
+    segment_ms=DAY_MS,
+    partitions=1,
+)
+
+REGISTRY: tuple[Topic, ...] = (
+    AD_VIEW,
+    CONSENT,
+    CONSENT_STATE,
+    CALL_REQUEST,
+    CREDIT_REQUEST,
+    CREDIT_DECISION,
+    CREDIT,
+    CALL_COMMAND,
+    CALL_STATUS,
+    CALL_START,
+    CALL_END,
+    RETENTION_ORDER,
+    RETENTION_RECEIPT,
+)
+ALL_TOPICS: tuple[Topic, ...] = REGISTRY + tuple(t.dead_letter for t in REGISTRY if t.consumers)
+BY_NAME: dict[str, Topic] = {topic.name: topic for topic in ALL_TOPICS}
+
+assert all(re.fullmatch(r"[a-z][a-z0-9-]*", topic.name) for topic in ALL_TOPICS)
+assert all(topic.retention_ms > 0 for topic in ALL_TOPICS)

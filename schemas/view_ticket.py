@@ -1,0 +1,136 @@
+"""The view ticket: signed leave to watch one ad once, handed out by the gateway.
+
+`<base64url claims>.<key id>.<base64url HMAC-SHA-256>`; verified again by the ledger, so that an
+event that reached Kafka by any other way counts nothing. HMAC, not Ed25519: a microsecond an
+event against 70 (architecture.md). Key ids rotate; all known keys verify, the first signs.
+"""
+
+import base64
+import hashlib
+import hmac
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from uuid import UUID
+
+TICKET_LIFE_S = 3600
+
+
+class TicketError(ValueError):
+    """The ticket is not one of ours; the message is a closed word."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewTicket:
+    """Claims of a ticket. Times are whole milliseconds since the epoch on the wire."""
+
+    ticket_id: UUID
+    visitor_id: UUID
+    ad_id: str
+    duration_ms: int
+    issued_at: datetime
+    expires_at: datetime
+
+
+class KeyRing:
+    """HMAC keys by key id; the first signs, all verify."""
+
+    def __init__(self, keys: dict[str, str]) -> None:
+        """Take `{key id: 64 hex digits}`; at least one."""
+        if not keys:
+            raise ValueError("a key ring needs at least one key")
+        self._keys = {kid: bytes.fromhex(text) for kid, text in keys.items()}
+        if any(len(key) < 32 for key in self._keys.values()):  # noqa: PLR2004 - 256 bits
+            raise ValueError("a key needs 256 bits (64 hex digits)")
+        self._signing_kid = next(iter(self._keys))
+
+    @classmethod
+    def from_json(cls, text: str) -> "KeyRing":
+        """Read `{"<kid>": "<hex>"}` as it stands in settings."""
+        return cls(json.loads(text))
+
+    def sign(self, payload: bytes) -> tuple[str, bytes]:
+        """Return (key id, MAC) of the payload."""
+        return self._signing_kid, _mac(self._keys[self._signing_kid], payload)
+
+    def verify(self, kid: str, payload: bytes, mac: bytes) -> bool:
+        """Whether `mac` is the payload's under the named key."""
+        key = self._keys.get(kid)
+        return key is not None and hmac.compare_digest(_mac(key, payload), mac)
+
+
+def sign_token(keys: KeyRing, payload: bytes) -> str:
+    """Return `payload.kid.mac`, base64url where bytes."""
+    kid, mac = keys.sign(payload)
+    return f"{_to_text(payload)}.{kid}.{_to_text(mac)}"
+
+
+def read_token(keys: KeyRing, token: str) -> bytes:
+    """Return the payload of a token made by `sign_token`.
+
+    Raises:
+        TicketError: `malformed` or `signature_invalid`.
+    """
+    try:
+        body, kid, mac = token.split(".")
+        payload, given = _to_bytes(body), _to_bytes(mac)
+    except ValueError:
+        raise TicketError("malformed") from None
+    if not keys.verify(kid, payload, given):
+        raise TicketError("signature_invalid")
+    return payload
+
+
+def issue(keys: KeyRing, ticket: ViewTicket) -> str:
+    """Return the signed text of a ticket."""
+    claims = {
+        "tid": str(ticket.ticket_id),
+        "vid": str(ticket.visitor_id),
+        "ad": ticket.ad_id,
+        "dur": ticket.duration_ms,
+        "iat": _to_ms(ticket.issued_at),
+        "exp": _to_ms(ticket.expires_at),
+    }
+    return sign_token(keys, json.dumps(claims, separators=(",", ":")).encode())
+
+
+def read(keys: KeyRing, text: str) -> ViewTicket:
+    """Verify a ticket's signature and return its claims; whether it expired is the caller's rule.
+
+    Raises:
+        TicketError: `malformed` or `signature_invalid`.
+    """
+    payload = read_token(keys, text)
+    try:
+        claims = json.loads(payload)
+        return ViewTicket(
+            ticket_id=UUID(claims["tid"]),
+            visitor_id=UUID(claims["vid"]),
+            ad_id=str(claims["ad"]),
+            duration_ms=int(claims["dur"]),
+            issued_at=_from_ms(claims["iat"]),
+            expires_at=_from_ms(claims["exp"]),
+        )
+    except (AttributeError, KeyError, OverflowError, OSError, TypeError, ValueError):
+        # a claim of another type or an instant beyond the calendar
+        raise TicketError("malformed") from None
+
+
+def _mac(key: bytes, payload: bytes) -> bytes:
+    return hmac.new(key, payload, hashlib.sha256).digest()
+
+
+def _to_text(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def _to_bytes(text: str) -> bytes:
+    return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+
+
+def _to_ms(at: datetime) -> int:
+    return round(at.timestamp() * 1000)
+
+
+def _from_ms(value: int) -> datetime:
+    return datetime.fromtimestamp(value / 1000, UTC)

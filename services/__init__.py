@@ -1,0 +1,1 @@
+"""The platform's processes: five services, and the chassis and privacy packages they stand on."""

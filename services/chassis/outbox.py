@@ -1,0 +1,244 @@
+"""The outbox: events leave with their effect or not at all.
+
+Rows are written in the effect's transaction; the relay, one per service by advisory lock, reads
+them after a cursor (txid, id) behind the xmin fence, sends them, and moves the cursor. A relay that
+dies repeats at most the rows since its cursor; consumers' natural keys absorb them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+import asyncpg
+
+from schemas import envelope
+from schemas.topics import BY_NAME, MESSAGE_BYTES_MAX, Topic
+from schemas.wire import WireModel
+from services.chassis import db, errors, logs, trace
+from services.chassis.clock import Clock
+from services.chassis.ids import IdFactory
+from services.chassis.metrics import ChassisMetrics
+
+RELAY_ROWS_MAX = 2000
+_RELAY_LOCK = 7_411_002
+_IDLE_POLL_S = 0.2
+_BUSY_POLL_S = 0.005
+_BACK_OFF_MAX_S = 5.0
+
+
+class Cause(Protocol):
+    """What an event may be caused by: a received record with its trace."""
+
+    @property
+    def traceparent(self) -> str:
+        """W3C trace context of the span that led here."""
+        ...
+
+
+RawHeaders = list[tuple[str, bytes | None]]
+
+
+def encode_headers(headers: RawHeaders) -> bytes:
+    """Return headers as JSON bytes; latin-1 keeps any byte, a null stays a null."""
+    return json.dumps(
+        [[name, None if value is None else value.decode("latin-1")] for name, value in headers]
+    ).encode()
+
+
+def decode_headers(raw: bytes) -> RawHeaders:
+    """Return what `encode_headers` was given."""
+    return [
+        (name, None if text is None else text.encode("latin-1")) for name, text in json.loads(raw)
+    ]
+
+
+@dataclass(frozen=True)
+class OutboxRow:
+    """One record to send: registry name of the topic, key, headers, value."""
+
+    topic: str
+    key: bytes | None
+    headers: RawHeaders
+    payload: bytes | None
+
+
+class Outbox:
+    """Collects one transaction's events; the chassis writes them just before the commit."""
+
+    def __init__(self, service: str, ids: IdFactory, now: datetime) -> None:
+        """Take who sends, where ids come from, and the transaction's instant."""
+        self._service = service
+        self._ids = ids
+        self._now = now
+        self.rows: list[OutboxRow] = []
+
+    def add(
+        self,
+        topic: Topic,
+        event: WireModel,
+        *,
+        cause: Cause | None = None,
+        time: datetime | None = None,
+    ) -> None:
+        """Enqueue an event.
+
+        Args:
+            topic: where to; this service must be one of its producers in the registry.
+            event: of the topic's model.
+            cause: the record that led to it; its trace goes on.
+            time: `ce_time`; the transaction's instant where not given.
+        """
+        assert isinstance(event, topic.model), f"{type(event).__name__} is not of {topic.name}"
+        assert self._service in topic.producers, f"{self._service} may not write {topic.name}"
+        key = topic.key_of(event)
+        payload = event.model_dump_json(exclude_none=True).encode()
+        assert len(payload) < MESSAGE_BYTES_MAX, f"event for {topic.name} is too large"
+        head = envelope.for_event(
+            topic,
+            event_id=self._ids.new(),
+            source=self._service,
+            time=time or self._now,
+            key=key,
+            traceparent=trace.child(cause.traceparent if cause else None),
+        )
+        self.rows.append(OutboxRow(topic.name, key.encode(), [*head.headers()], payload))
+
+    def add_raw(self, row: OutboxRow) -> None:
+        """Enqueue a record as it is: a dead letter."""
+        self.rows.append(row)
+
+    async def flush(self, connection: db.Connection) -> None:
+        """Write the collected rows in one statement."""
+        if not self.rows:
+            return
+        await connection.execute(
+            """
+            INSERT INTO outbox (topic, key, headers, payload)
+            SELECT * FROM unnest($1::text[], $2::bytea[], $3::bytea[], $4::bytea[])
+            """,
+            [row.topic for row in self.rows],
+            [row.key for row in self.rows],
+            [encode_headers(row.headers) for row in self.rows],
+            [row.payload for row in self.rows],
+        )
+        self.rows.clear()
+
+
+class Sink(Protocol):
+    """Where rows go: Kafka, by the registry's names."""
+
+    async def send_rows(self, rows: list[OutboxRow]) -> None:
+        """Return when all are acknowledged by all replicas in sync."""
+        ...
+
+
+class Relay:
+    """Moves a service's outbox to Kafka; runs as a task of the service."""
+
+    def __init__(
+        self, database_url: str, sink: Sink, metrics: ChassisMetrics, clock: Clock
+    ) -> None:
+        """Take the database, the way to Kafka, metrics and clock; nothing is opened yet."""
+        self._url = database_url
+        self._sink = sink
+        self._metrics = metrics
+        self._clock = clock
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._connection: asyncpg.Connection[Any] | None = None
+
+    def wake(self) -> None:
+        """Say that a transaction has committed rows."""
+        self._idle.clear()
+        self._wake.set()
+
+    async def drained(self) -> None:
+        """Wait until a round has found nothing to send."""
+        await self._idle.wait()
+
+    async def run(self) -> None:
+        """Relay for ever; weather is waited out with back-off, nothing is ever dropped."""
+        failures = 0
+        while True:
+            try:
+                connection = await self._connected()
+                n_sent = await self._round(connection)
+                failures = 0
+            except Exception as error:
+                if not errors.is_transient(error):
+                    raise
+                failures += 1
+                self._metrics.retries.labels("relay").inc()
+                logs.get().warning("relay waits", attempt=failures, **logs.describe(error))
+                await self._close()
+                await asyncio.sleep(min(_BACK_OFF_MAX_S, 0.1 * 2**failures))
+                continue
+            if n_sent == 0:
+                await self._rest()
+
+    async def close(self) -> None:
+        """Give the advisory lock back by closing the connection."""
+        await self._close()
+
+    async def _rest(self) -> None:
+        # A row may still hide behind the xmin fence just after its commit: look again soon.
+        woken = self._wake.is_set()
+        self._wake.clear()
+        if woken:
+            await asyncio.sleep(_BUSY_POLL_S)
+            return
+        self._idle.set()
+        try:
+            await asyncio.wait_for(self._wake.wait(), _IDLE_POLL_S)
+        except TimeoutError:
+            return
+
+    async def _connected(self) -> asyncpg.Connection[Any]:
+        if self._connection is None or self._connection.is_closed():
+            connection = await db.connect(self._url)
+            while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _RELAY_LOCK):
+                await asyncio.sleep(1.0)  # another process of the service relays; stand by
+            self._connection = connection
+        return self._connection
+
+    async def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None
+
+    async def _round(self, connection: asyncpg.Connection[Any]) -> int:
+        rows = await connection.fetch(
+            """
+            SELECT o.txid::text AS txid, o.id, o.topic, o.key, o.headers, o.payload, o.created_at
+            FROM outbox o, outbox_cursor c
+            WHERE (o.txid, o.id) > (c.txid, c.id)
+              AND o.txid < pg_snapshot_xmin(pg_current_snapshot())
+            ORDER BY o.txid, o.id
+            LIMIT $1
+            """,
+            RELAY_ROWS_MAX,
+        )
+        if not rows:
+            self._metrics.outbox_age.set(0)
+            return 0
+        age = self._clock.now() - rows[0]["created_at"]
+        self._metrics.outbox_age.set(max(0.0, age.total_seconds()))
+        await self._sink.send_rows(
+            [
+                OutboxRow(r["topic"], r["key"], decode_headers(r["headers"]), r["payload"])
+                for r in rows
+            ]
+        )
+        await connection.execute(
+            "UPDATE outbox_cursor SET txid = $1::text::xid8, id = $2",
+            rows[-1]["txid"],
+            rows[-1]["id"],
+        )
+        for row in rows:
+            assert row["topic"] in BY_NAME
+            self._metrics.outbox_sent.labels(row["topic"]).inc()
+        return len(rows)

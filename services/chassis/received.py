@@ -1,0 +1,71 @@
+"""One record, decoded and checked: what a handler sees."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Generic, TypeVar
+from uuid import UUID
+
+from pydantic import ValidationError
+
+from schemas import envelope
+from schemas.topics import Topic
+from schemas.wire import WireModel
+from services.chassis import errors, trace
+
+M = TypeVar("M", bound=WireModel)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Received(Generic[M]):
+    """A good record.
+
+    Attributes:
+        event: the topic's model.
+        id: `ce_id`.
+        time: `ce_time`, the producer's instant, UTC.
+        traceparent: of the event's span; made here where the event had none.
+        topic: registry name, without the stack's prefix.
+        logged_at: the broker's instant (LogAppendTime), UTC.
+    """
+
+    event: M
+    id: UUID
+    time: datetime
+    source: str
+    traceparent: str
+    topic: str
+    partition: int
+    offset: int
+    logged_at: datetime
+
+
+def decode(topic: Topic, record: Any) -> Received[Any]:
+    """Decode a raw record of the Kafka client.
+
+    Raises:
+        errors.Poison: with a closed word; never with content.
+    """
+    try:
+        head = envelope.read(topic, record.headers)
+    except envelope.EnvelopeError as error:
+        raise errors.Poison(str(error)) from None
+    if record.value is None:
+        raise errors.Poison("value_null")
+    try:
+        event = topic.model.model_validate_json(record.value)
+    except ValidationError as error:
+        raise errors.Poison(f"invalid_{error.errors(include_input=False)[0]['type']}") from None
+    if record.key != topic.key_of(event).encode():
+        # the key decides which process owns the visitor: a wrong one would break the row locks
+        raise errors.Poison("key_mismatch")
+    return Received(
+        event=event,
+        id=head.id,
+        time=head.time,
+        source=head.source,
+        traceparent=head.traceparent or trace.new(),
+        topic=topic.name,
+        partition=record.partition,
+        offset=record.offset,
+        logged_at=datetime.fromtimestamp(record.timestamp / 1000, UTC),
+    )
