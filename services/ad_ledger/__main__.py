@@ -1,0 +1,10 @@
+"""`python -m services.ad_ledger [migrate]`."""
+
+import sys
+
+from services.ad_ledger.app import build
+from services.ad_ledger.declaration import DECLARATION
+from services.ad_ledger.settings import Settings
+from services.chassis.service import main
+
+sys.exit(main(DECLARATION, build, Settings))

@@ -1,0 +1,56 @@
+"""Builds the ledger: the only place that knows its concrete parts."""
+
+from prometheus_client import CollectorRegistry
+
+from schemas import topics
+from schemas.view_ticket import KeyRing
+from services.ad_ledger.classification import TABLES
+from services.ad_ledger.declaration import DECLARATION
+from services.ad_ledger.handlers import SWEEP_MAX, Handlers
+from services.ad_ledger.http import build_http
+from services.ad_ledger.metrics import LedgerMetrics
+from services.ad_ledger.settings import Settings
+from services.ad_ledger.store import INVARIANTS, Store
+from services.chassis.clock import sleep
+from services.chassis.db import DayTable
+from services.chassis.service import Service
+from services.privacy.executor import on_retention_orders
+from services.privacy.invariants import D1_NO_DAY_PARTITION_TOO_OLD
+
+
+def build(settings: Settings | None = None) -> Service[Store]:
+    """Return the service, ready to run."""
+    settings = settings or Settings.load()
+    registry = CollectorRegistry()
+    service: Service[Store] = Service(
+        declaration=DECLARATION,
+        settings=settings,
+        registry=registry,
+        store=Store,
+        day_tables=[DayTable(table.name) for table in TABLES],
+        invariants=INVARIANTS | {"d1_no_day_too_old": D1_NO_DAY_PARTITION_TOO_OLD},
+    )
+    keys = KeyRing.from_json(settings.view_ticket_keys.get_secret_value())
+    handlers = Handlers(keys, LedgerMetrics(registry))
+    service.consume(
+        {
+            topics.AD_VIEW: handlers.on_ad_views,
+            topics.CREDIT_REQUEST: handlers.on_credit_requests,
+            topics.CALL_START: handlers.on_call_starts,
+            topics.CALL_END: handlers.on_call_ends,
+            topics.RETENTION_ORDER: on_retention_orders(
+                TABLES, simulation=settings.simulation, before_drop=handlers.close_before_drop
+            ),
+        }
+    )
+    service.serve(build_http(service))
+
+    async def expire_for_ever() -> None:
+        while True:
+            async with service.transaction() as ctx:
+                n_ended = await handlers.expire(ctx)
+            if n_ended < SWEEP_MAX:
+                await sleep(settings.expiry_interval_s)
+
+    service.task("expiry", lambda: service.weatherproof("expiry", expire_for_ever))
+    return service

@@ -1,0 +1,57 @@
+"""What every column of the ledger is (D5), and which tables age by which rule."""
+
+from schemas.retention import DataKind
+from services.privacy.declare import Classification, PeriodStart, Table, personal, plain
+
+TABLES: tuple[Table, ...] = (
+    # `lot` first: what is open in it is closed before any other table of the day goes
+    Table(name="lot", kind=DataKind.AD_USE, day_column="lot_day"),
+    Table(name="posting", kind=DataKind.AD_USE, day_column="lot_day"),
+    Table(name="ad_view", kind=DataKind.AD_USE, day_column="view_day"),
+    Table(name="visitor_watch", kind=DataKind.AD_USE, day_column="watch_day"),
+    Table(name="reservation_share", kind=DataKind.AD_USE, day_column="reservation_day"),
+    Table(name="reservation", kind=DataKind.AD_USE, day_column="reservation_day"),
+    Table(name="ad_view_address", kind=DataKind.IP_ADDRESS, day_column="address_day"),
+)
+
+CLASSIFICATION: Classification = {
+    "tariff": plain("version valid_from daily_cap_ms tolerance_ms"),
+    "tariff_rule": plain("version kind credit_permille credit_flat_ms"),
+    "platform_account": plain("account_day account balance_ms"),
+    "ad_view": {
+        **personal(
+            "view_day ticket_id kind visitor_id viewed_at position_ms credit_ms is_capped",
+            kind=DataKind.AD_USE, start=PeriodStart.EVENT,
+        ),
+        **plain("tariff_version"),
+    },
+    "ad_view_address": personal(
+        "address_day ticket_id address", kind=DataKind.IP_ADDRESS, start=PeriodStart.EVENT
+    ),
+    "visitor_watch": personal(
+        "watch_day visitor_id watched_until credited_ms",
+        kind=DataKind.AD_USE, start=PeriodStart.EVENT,
+    ),
+    "lot": personal(
+        "lot_day ticket_id visitor_id expires_at granted_ms available_ms reserved_ms spent_ms "
+        "expired_ms clawed_back_ms",
+        kind=DataKind.AD_USE, start=PeriodStart.EVENT,
+    ),
+    "posting": {
+        **personal(
+            "lot_day posting_id ticket_id visitor_id operation amount_ms posted_at reservation_id "
+            "kind",
+            kind=DataKind.AD_USE, start=PeriodStart.EVENT,
+        ),
+        **plain("debit_account credit_account tariff_version"),
+    },
+    "reservation": personal(
+        "reservation_day reservation_id visitor_id state wanted_ms reserved_ms spent_ms "
+        "lease_until requested_at connected_at ended_at",
+        kind=DataKind.AD_USE, start=PeriodStart.EVENT,
+    ),
+    "reservation_share": personal(
+        "reservation_day reservation_id lot_day ticket_id reserved_ms",
+        kind=DataKind.AD_USE, start=PeriodStart.EVENT,
+    ),
+}  # fmt: skip

@@ -1,0 +1,437 @@
+"""All SQL of the ledger; takes and returns many. The chassis owns the transaction."""
+
+from collections.abc import Iterable, Sequence
+from datetime import date, datetime
+from typing import Any
+from uuid import UUID
+
+from services.ad_ledger.domain import (
+    ACCOUNTS_OF,
+    Kind,
+    Lot,
+    LotKey,
+    Posting,
+    Recorded,
+    Reservation,
+    ReservationState,
+    Share,
+    Tariff,
+    TariffRule,
+    ViewState,
+    Watch,
+    day_of,
+    platform_deltas,
+)
+from services.chassis import db, errors
+
+_TARIFFS = """
+SELECT t.version, t.valid_from, t.daily_cap_ms, t.tolerance_ms,
+       r.kind, r.credit_permille, r.credit_flat_ms
+FROM tariff t JOIN tariff_rule r USING (version)
+ORDER BY t.valid_from
+"""
+_SEEN = """
+SELECT v.view_day, v.ticket_id, v.kind
+FROM ad_view v
+JOIN unnest($1::date[], $2::uuid[]) AS given(view_day, ticket_id) USING (view_day, ticket_id)
+"""
+_WATCHES = """
+SELECT watch_day, visitor_id, watched_until, credited_ms FROM visitor_watch
+WHERE visitor_id = ANY($1::uuid[]) AND watch_day >= $2
+ORDER BY visitor_id, watch_day FOR UPDATE
+"""
+_LOTS_BY_KEY = """
+SELECT l.* FROM lot l
+JOIN unnest($1::date[], $2::uuid[]) AS given(lot_day, ticket_id) USING (lot_day, ticket_id)
+ORDER BY l.lot_day, l.ticket_id FOR UPDATE OF l
+"""
+_LOTS_OF_VISITORS = """
+SELECT * FROM lot WHERE visitor_id = ANY($1::uuid[]) AND available_ms > 0
+ORDER BY lot_day, ticket_id FOR UPDATE
+"""
+_SAVE_VIEWS = """
+INSERT INTO ad_view (view_day, ticket_id, kind, visitor_id, viewed_at, position_ms, credit_ms,
+                     tariff_version, is_capped)
+SELECT * FROM unnest($1::date[], $2::uuid[], $3::text[], $4::uuid[], $5::timestamptz[], $6::int[],
+                     $7::int[], $8::text[], $9::bool[])
+ON CONFLICT DO NOTHING
+"""
+_SAVE_ADDRESSES = """
+INSERT INTO ad_view_address (address_day, ticket_id, address)
+SELECT day, ticket_id, address::inet
+FROM unnest($1::date[], $2::uuid[], $3::text[]) AS given(day, ticket_id, address)
+ON CONFLICT DO NOTHING
+"""
+_SAVE_WATCHES = """
+INSERT INTO visitor_watch (watch_day, visitor_id, watched_until, credited_ms)
+SELECT * FROM unnest($1::date[], $2::uuid[], $3::timestamptz[], $4::bigint[])
+ON CONFLICT (watch_day, visitor_id) DO UPDATE
+SET watched_until = excluded.watched_until, credited_ms = excluded.credited_ms
+"""
+_SAVE_LOTS = """
+INSERT INTO lot (lot_day, ticket_id, visitor_id, expires_at, granted_ms, available_ms, reserved_ms,
+                 spent_ms, expired_ms, clawed_back_ms)
+SELECT * FROM unnest($1::date[], $2::uuid[], $3::uuid[], $4::timestamptz[], $5::bigint[],
+                     $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[])
+ON CONFLICT (lot_day, ticket_id) DO UPDATE SET
+    granted_ms = excluded.granted_ms, available_ms = excluded.available_ms,
+    reserved_ms = excluded.reserved_ms, spent_ms = excluded.spent_ms,
+    expired_ms = excluded.expired_ms, clawed_back_ms = excluded.clawed_back_ms
+"""
+_SAVE_POSTINGS = """
+INSERT INTO posting (lot_day, ticket_id, visitor_id, operation, debit_account, credit_account,
+                     amount_ms, posted_at, reservation_id, kind, tariff_version)
+SELECT * FROM unnest($1::date[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[],
+                     $7::bigint[], $8::timestamptz[], $9::uuid[], $10::text[], $11::text[])
+"""
+_SAVE_PLATFORM = """
+INSERT INTO platform_account AS p (account_day, account, balance_ms)
+SELECT * FROM unnest($1::date[], $2::text[], $3::bigint[])
+ON CONFLICT (account_day, account) DO UPDATE SET balance_ms = p.balance_ms + excluded.balance_ms
+"""
+_BALANCES = """
+SELECT given.visitor_id, coalesce(sum(l.available_ms), 0)::bigint AS available_ms,
+       coalesce(sum(l.reserved_ms), 0)::bigint AS reserved_ms
+FROM unnest($1::uuid[]) AS given(visitor_id) LEFT JOIN lot l USING (visitor_id)
+GROUP BY given.visitor_id
+"""
+_RESERVATIONS = """
+SELECT r.* FROM reservation r
+JOIN unnest($1::date[], $2::uuid[]) AS given(reservation_day, reservation_id)
+    USING (reservation_day, reservation_id)
+ORDER BY r.reservation_day, r.reservation_id FOR UPDATE OF r
+"""
+_SHARES = """
+SELECT s.reservation_id, s.lot_day, s.ticket_id, s.reserved_ms
+FROM reservation_share s
+JOIN unnest($1::date[], $2::uuid[]) AS given(reservation_day, reservation_id)
+    USING (reservation_day, reservation_id)
+ORDER BY s.reservation_id, s.lot_day, s.ticket_id
+"""
+_ADD_RESERVATIONS = """
+INSERT INTO reservation (reservation_day, reservation_id, visitor_id, state, wanted_ms, reserved_ms,
+                         lease_until, requested_at)
+SELECT * FROM unnest($1::date[], $2::uuid[], $3::uuid[], $4::text[], $5::bigint[], $6::bigint[],
+                     $7::timestamptz[], $8::timestamptz[])
+"""
+_ADD_SHARES = """
+INSERT INTO reservation_share (reservation_day, reservation_id, lot_day, ticket_id, reserved_ms)
+SELECT * FROM unnest($1::date[], $2::uuid[], $3::date[], $4::uuid[], $5::bigint[])
+"""
+_END_RESERVATIONS = """
+UPDATE reservation r SET state = given.state, spent_ms = given.spent_ms, ended_at = given.ended_at
+FROM unnest($1::date[], $2::uuid[], $3::text[], $4::bigint[], $5::timestamptz[])
+    AS given(reservation_day, reservation_id, state, spent_ms, ended_at)
+WHERE (r.reservation_day, r.reservation_id) = (given.reservation_day, given.reservation_id)
+"""
+_CONNECTED = """
+UPDATE reservation r SET connected_at = given.connected_at
+FROM unnest($1::date[], $2::uuid[], $3::timestamptz[])
+    AS given(reservation_day, reservation_id, connected_at)
+WHERE (r.reservation_day, r.reservation_id) = (given.reservation_day, given.reservation_id)
+  AND r.state = 'held'
+"""
+_EXPIRED_LOTS = """
+SELECT * FROM lot WHERE available_ms > 0 AND expires_at <= $1
+ORDER BY lot_day, ticket_id LIMIT $2 FOR UPDATE SKIP LOCKED
+"""
+_OPEN_LOTS_BEFORE = """
+SELECT * FROM lot WHERE lot_day < $1 AND available_ms > 0 ORDER BY lot_day, ticket_id FOR UPDATE
+"""
+_LAPSED = """
+SELECT reservation_day, reservation_id FROM reservation
+WHERE state = 'held' AND lease_until <= $1
+ORDER BY reservation_day, reservation_id LIMIT $2 FOR UPDATE SKIP LOCKED
+"""
+_HELD_ON_LOTS_BEFORE = """
+SELECT DISTINCT r.reservation_day, r.reservation_id
+FROM reservation r JOIN reservation_share s USING (reservation_day, reservation_id)
+WHERE r.state = 'held' AND (s.lot_day < $1 OR r.reservation_day < $1)
+ORDER BY r.reservation_day, r.reservation_id
+"""
+
+INVARIANTS: dict[str, str] = {
+    # L1: a failure means that credit appeared or vanished; stop granting and compare postings.
+    "l1_sum_of_all_accounts_is_zero": """
+        SELECT (coalesce((SELECT sum(balance_ms) FROM platform_account), 0)
+              + coalesce((SELECT sum(available_ms + reserved_ms) FROM lot), 0) <> 0)::int""",
+    # L1: a failure means that a lot's columns are not the sum of its postings.
+    "l1_lots_are_their_postings": """
+        SELECT count(*) FROM (
+            SELECT lot_day, ticket_id,
+                sum(amount_ms) FILTER (WHERE debit_account = 'issued') AS granted,
+                sum(CASE WHEN credit_account = 'available' THEN amount_ms
+                         WHEN debit_account = 'available' THEN -amount_ms ELSE 0 END) AS available,
+                sum(CASE WHEN credit_account = 'reserved' THEN amount_ms
+                         WHEN debit_account = 'reserved' THEN -amount_ms ELSE 0 END) AS reserved
+            FROM posting GROUP BY lot_day, ticket_id) p
+        FULL JOIN lot l USING (lot_day, ticket_id)
+        WHERE (p.granted, p.available, p.reserved)
+              IS DISTINCT FROM (l.granted_ms, l.available_ms, l.reserved_ms)""",
+    # L2: the table's CHECK makes this impossible; it is asked all the same.
+    "l2_no_visitor_below_zero": """
+        SELECT count(*) FROM (SELECT 1 FROM lot GROUP BY visitor_id
+            HAVING sum(available_ms) < 0 OR sum(reserved_ms) < 0
+                OR min(least(available_ms, reserved_ms)) < 0) v""",
+    # L3: a failure means that an event was credited twice.
+    "l3_each_event_credits_once": """
+        SELECT count(*) FROM (SELECT 1 FROM posting WHERE operation = 'grant'
+            GROUP BY lot_day, ticket_id, kind HAVING count(*) > 1) p""",
+    # L4: the table's CHECK makes this impossible; it is asked all the same.
+    "l4_granted_is_the_sum_of_its_parts": """
+        SELECT count(*) FROM lot WHERE granted_ms
+            <> available_ms + reserved_ms + spent_ms + expired_ms + clawed_back_ms""",
+    # L5: a failure means a reservation whose shares did not end as it did, or ended twice.
+    "l5_reservations_end_once": """
+        SELECT count(*) FROM reservation r
+        JOIN (SELECT s.reservation_day, s.reservation_id,
+                     sum(p.amount_ms) FILTER (WHERE p.operation = 'reserve') AS reserved,
+                     coalesce(sum(p.amount_ms) FILTER (WHERE p.operation = 'spend'), 0) AS spent,
+                     coalesce(sum(p.amount_ms)
+                              FILTER (WHERE p.operation = 'release'), 0) AS released,
+                     bool_and(p.posting_id IS NOT NULL) AS is_complete
+              FROM reservation_share s LEFT JOIN posting p
+                ON (p.lot_day, p.ticket_id, p.reservation_id)
+                 = (s.lot_day, s.ticket_id, s.reservation_id)
+              GROUP BY s.reservation_day, s.reservation_id) x
+            USING (reservation_day, reservation_id)
+        WHERE x.is_complete AND (x.reserved <> r.reserved_ms OR x.spent <> r.spent_ms
+            OR x.spent + x.released <> CASE WHEN r.state = 'held' THEN 0 ELSE r.reserved_ms END)""",
+    # L5: a failure means a lease that nobody ended; is the expiry task running?
+    "l5_no_reservation_outlives_its_lease": """
+        SELECT count(*) FROM reservation
+        WHERE state = 'held' AND lease_until < now() - interval '60 seconds'""",
+    # L6: a failure means credit whose ad event cannot be shown.
+    "l6_credit_traces_to_its_ad_event": """
+        SELECT count(*) FROM posting p LEFT JOIN ad_view v
+            ON (v.view_day, v.ticket_id, v.kind) = (p.lot_day, p.ticket_id, p.kind)
+        WHERE p.operation = 'grant' AND (v.ticket_id IS NULL OR v.credit_ms <> p.amount_ms
+            OR v.tariff_version <> p.tariff_version)""",
+}
+
+
+class Store:
+    """The ledger's tables on one open transaction."""
+
+    def __init__(self, connection: db.Connection) -> None:
+        """Take the transaction's connection."""
+        self._db = connection
+
+    # ------------------------------------------------------------------ tariffs, views
+
+    async def tariffs(self) -> tuple[Tariff, ...]:
+        """Return all tariffs, oldest first."""
+        heads: dict[str, Any] = {}
+        rules: dict[str, dict[Kind, TariffRule]] = {}
+        for row in await self._db.fetch(_TARIFFS):
+            heads[row["version"]] = row
+            rules.setdefault(row["version"], {})[Kind(row["kind"])] = TariffRule(
+                credit_permille=row["credit_permille"], credit_flat_ms=row["credit_flat_ms"]
+            )
+        return tuple(
+            Tariff(
+                version=version,
+                valid_from=row["valid_from"],
+                daily_cap_ms=row["daily_cap_ms"],
+                tolerance_ms=row["tolerance_ms"],
+                rules=rules[version],
+            )
+            for version, row in heads.items()
+        )
+
+    async def load_views(self, keys: set[LotKey], visitors: set[UUID]) -> ViewState:
+        """Return what a batch of ad events is judged by; rows are locked in key order."""
+        ordered = sorted(keys)
+        days, tickets = [k.day for k in ordered], [k.ticket_id for k in ordered]
+        seen: dict[LotKey, set[Kind]] = {}
+        watches: dict[UUID, Watch] = {}
+        oldest = min(days, default=date.max)
+        for row in await self._db.fetch(_WATCHES, sorted(visitors), oldest):
+            watch = watches.setdefault(
+                row["visitor_id"], Watch(watched_until=row["watched_until"], credited_ms={})
+            )
+            watch.watched_until = max(watch.watched_until, row["watched_until"])
+            watch.credited_ms[row["watch_day"]] = row["credited_ms"]
+        for row in await self._db.fetch(_SEEN, days, tickets):
+            seen.setdefault(LotKey(row["view_day"], row["ticket_id"]), set()).add(Kind(row["kind"]))
+        lots = await self._db.fetch(_LOTS_BY_KEY, days, tickets)
+        return ViewState(seen=seen, watches=watches, lots={lot.key: lot for lot in map(_lot, lots)})
+
+    async def save_views(self, recorded: Sequence[Recorded], addresses: Sequence[str]) -> None:
+        """Write recorded events and, apart from them, each ticket's first address.
+
+        Raises:
+            errors.Transient: another process wrote one of them meanwhile; load and decide anew.
+        """
+        events = [r.event for r in recorded]
+        days = [e.ticket.key.day for e in events]
+        tickets = [e.ticket.ticket_id for e in events]
+        status = await self._db.execute(
+            _SAVE_VIEWS, days, tickets, [e.kind.value for e in events],
+            [e.visitor_id for e in events], [e.at for e in events],
+            [e.position_ms for e in events], [r.credit_ms for r in recorded],
+            [r.tariff_version for r in recorded], [r.capped for r in recorded],
+        )  # fmt: skip
+        if status != f"INSERT 0 {len(events)}":
+            raise errors.Transient("an ad event was written by someone else meanwhile")
+        await self._db.execute(_SAVE_ADDRESSES, days, tickets, list(addresses))
+
+    async def save_watches(self, state: ViewState, touched: set[tuple[date, UUID]]) -> None:
+        """Write the watches of these days and visitors."""
+        ordered = sorted(touched, key=lambda key: (key[1], key[0]))
+        watches = [state.watches[visitor] for _, visitor in ordered]
+        await self._db.execute(
+            _SAVE_WATCHES, [day for day, _ in ordered], [visitor for _, visitor in ordered],
+            [w.watched_until for w in watches],
+            [w.credited_ms[day] for w, (day, _) in zip(watches, ordered, strict=True)],
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------ lots and postings
+
+    async def lots_of(self, visitors: set[UUID]) -> dict[UUID, dict[LotKey, Lot]]:
+        """Return the lots with something available, by visitor; locked in key order."""
+        found: dict[UUID, dict[LotKey, Lot]] = {visitor: {} for visitor in visitors}
+        for row in await self._db.fetch(_LOTS_OF_VISITORS, sorted(visitors)):
+            lot = _lot(row)
+            found[lot.visitor_id][lot.key] = lot
+        return found
+
+    async def lots(self, keys: Iterable[LotKey]) -> dict[LotKey, Lot]:
+        """Return lots by key; locked in key order."""
+        ordered = sorted(set(keys))
+        rows = await self._db.fetch(
+            _LOTS_BY_KEY, [k.day for k in ordered], [k.ticket_id for k in ordered]
+        )
+        return {lot.key: lot for lot in map(_lot, rows)}
+
+    async def save_credit(self, lots: Iterable[Lot], postings: Sequence[Posting]) -> None:
+        """Write lots as they are after their postings, the postings, and the platform's side."""
+        if not postings:
+            return
+        changed = sorted({p.lot for p in postings})
+        by_key = {lot.key: lot for lot in lots}
+        rows = [by_key[key] for key in changed]
+        await self._db.execute(
+            _SAVE_LOTS, [r.key.day for r in rows], [r.key.ticket_id for r in rows],
+            [r.visitor_id for r in rows], [r.expires_at for r in rows],
+            [r.granted_ms for r in rows], [r.available_ms for r in rows],
+            [r.reserved_ms for r in rows], [r.spent_ms for r in rows],
+            [r.expired_ms for r in rows], [r.clawed_back_ms for r in rows],
+        )  # fmt: skip
+        await self._db.execute(
+            _SAVE_POSTINGS, [p.lot.day for p in postings], [p.lot.ticket_id for p in postings],
+            [p.visitor_id for p in postings], [p.operation.value for p in postings],
+            [ACCOUNTS_OF[p.operation][0].value for p in postings],
+            [ACCOUNTS_OF[p.operation][1].value for p in postings],
+            [p.amount_ms for p in postings], [p.at for p in postings],
+            [p.reservation_id for p in postings],
+            [None if p.kind is None else p.kind.value for p in postings],
+            [p.tariff_version for p in postings],
+        )  # fmt: skip
+        deltas = sorted(platform_deltas(postings).items())
+        await self._db.execute(
+            _SAVE_PLATFORM, [day for (day, _), _ in deltas],
+            [account.value for (_, account), _ in deltas], [amount for _, amount in deltas],
+        )  # fmt: skip
+
+    async def balances(self, visitors: Iterable[UUID]) -> dict[UUID, tuple[int, int]]:
+        """Return (available, reserved) milliseconds by visitor; zeros for an unknown one."""
+        rows = await self._db.fetch(_BALANCES, sorted(set(visitors)))
+        return {r["visitor_id"]: (r["available_ms"], r["reserved_ms"]) for r in rows}
+
+    # ------------------------------------------------------------------ reservations
+
+    async def reservations(self, ids: Iterable[UUID]) -> dict[UUID, Reservation]:
+        """Return reservations with their shares, oldest lots first; locked in key order."""
+        ordered = sorted(set(ids))
+        days = [day_of(reservation_id) for reservation_id in ordered]
+        rows = await self._db.fetch(_RESERVATIONS, days, ordered)
+        shares: dict[UUID, list[Share]] = {}
+        for row in await self._db.fetch(_SHARES, days, ordered):
+            key = LotKey(row["lot_day"], row["ticket_id"])
+            shares.setdefault(row["reservation_id"], []).append(
+                Share(lot=key, reserved_ms=row["reserved_ms"])
+            )
+        return {
+            row["reservation_id"]: _reservation(row, shares.get(row["reservation_id"], []))
+            for row in rows
+        }
+
+    async def add_reservations(self, reservations: Sequence[Reservation]) -> None:
+        """Write new reservations and their shares."""
+        await self._db.execute(
+            _ADD_RESERVATIONS, [r.day for r in reservations],
+            [r.reservation_id for r in reservations], [r.visitor_id for r in reservations],
+            [r.state.value for r in reservations], [r.wanted_ms for r in reservations],
+            [r.reserved_ms for r in reservations], [r.lease_until for r in reservations],
+            [r.requested_at for r in reservations],
+        )  # fmt: skip
+        shares = [(r, share) for r in reservations for share in r.shares]
+        await self._db.execute(
+            _ADD_SHARES, [r.day for r, _ in shares], [r.reservation_id for r, _ in shares],
+            [s.lot.day for _, s in shares], [s.lot.ticket_id for _, s in shares],
+            [s.reserved_ms for _, s in shares],
+        )  # fmt: skip
+
+    async def end_reservations(self, reservations: Sequence[Reservation]) -> None:
+        """Write how reservations ended; the database refuses one that had ended before (L5)."""
+        await self._db.execute(
+            _END_RESERVATIONS, [r.day for r in reservations],
+            [r.reservation_id for r in reservations], [r.state.value for r in reservations],
+            [r.spent_ms for r in reservations], [r.ended_at for r in reservations],
+        )  # fmt: skip
+
+    async def mark_connected(self, connected: Sequence[tuple[UUID, datetime]]) -> None:
+        """Note since when both legs of held reservations are connected."""
+        await self._db.execute(
+            _CONNECTED, [day_of(r) for r, _ in connected], [r for r, _ in connected],
+            [at for _, at in connected],
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------ what time ends
+
+    async def expired_lots(self, now: datetime, limit: int) -> list[Lot]:
+        """Return lots past their life with something available; skips what others hold."""
+        return [_lot(row) for row in await self._db.fetch(_EXPIRED_LOTS, now, limit)]
+
+    async def open_lots_before(self, day: date) -> list[Lot]:
+        """Return lots of days before `day` with something available."""
+        return [_lot(row) for row in await self._db.fetch(_OPEN_LOTS_BEFORE, day)]
+
+    async def lapsed_reservations(self, now: datetime, limit: int) -> list[UUID]:
+        """Return ids of held reservations past their lease."""
+        return [row["reservation_id"] for row in await self._db.fetch(_LAPSED, now, limit)]
+
+    async def held_reservations_before(self, day: date) -> list[UUID]:
+        """Return ids of held reservations of, or with shares of, days before `day`."""
+        rows = await self._db.fetch(_HELD_ON_LOTS_BEFORE, day)
+        return [row["reservation_id"] for row in rows]
+
+
+def _lot(row: Any) -> Lot:
+    return Lot(
+        key=LotKey(row["lot_day"], row["ticket_id"]),
+        visitor_id=row["visitor_id"],
+        expires_at=row["expires_at"],
+        granted_ms=row["granted_ms"],
+        available_ms=row["available_ms"],
+        reserved_ms=row["reserved_ms"],
+        spent_ms=row["spent_ms"],
+        expired_ms=row["expired_ms"],
+        clawed_back_ms=row["clawed_back_ms"],
+    )
+
+
+def _reservation(row: Any, shares: list[Share]) -> Reservation:
+    return Reservation(
+        reservation_id=row["reservation_id"],
+        visitor_id=row["visitor_id"],
+        state=ReservationState(row["state"]),
+        wanted_ms=row["wanted_ms"],
+        reserved_ms=row["reserved_ms"],
+        spent_ms=row["spent_ms"],
+        lease_until=row["lease_until"],
+        requested_at=row["requested_at"],
+        ended_at=row["ended_at"],
+        shares=tuple(shares),
+    )
