@@ -1,0 +1,10 @@
+"""`python -m services.call_control [migrate]`."""
+
+import sys
+
+from services.call_control.app import build
+from services.call_control.declaration import DECLARATION
+from services.call_control.settings import Settings
+from services.chassis.service import main
+
+sys.exit(main(DECLARATION, build, Settings))

@@ -1,0 +1,90 @@
+"""Builds call control: the only place that knows its concrete parts."""
+
+from prometheus_client import CollectorRegistry
+
+from schemas import topics
+from services.call_control import domain
+from services.call_control.backend import CallBackend
+from services.call_control.classification import TABLES
+from services.call_control.declaration import DECLARATION
+from services.call_control.handlers import Handlers, Limits
+from services.call_control.http import build_http
+from services.call_control.metrics import CallMetrics
+from services.call_control.settings import Settings
+from services.call_control.sip.backend import SipBackend
+from services.call_control.sip.settings import TrunkSettings
+from services.call_control.store import INVARIANTS, Store
+from services.call_control.switch import Switch
+from services.chassis.clock import SystemClock
+from services.chassis.db import DayTable
+from services.chassis.service import Service
+from services.privacy.executor import on_retention_orders
+from services.privacy.invariants import D1_NO_DAY_PARTITION_TOO_OLD
+
+
+def build(settings: Settings | None = None, carrier: CallBackend | None = None) -> Service[Store]:
+    """Return the service, ready to run.
+
+    Args:
+        carrier: what carries calls; the SIP trunk of the settings where not given.
+    """
+    settings = settings or Settings.load()
+    registry = CollectorRegistry()
+    service: Service[Store] = Service(
+        declaration=DECLARATION,
+        settings=settings,
+        registry=registry,
+        store=Store,
+        day_tables=[DayTable(table.name) for table in TABLES],
+        invariants=INVARIANTS | {"d1_no_day_too_old": D1_NO_DAY_PARTITION_TOO_OLD},
+    )
+    handlers = Handlers(
+        Limits(
+            talk_max_ms=settings.talk_max_ms,
+            lease_ms=domain.lease_ms(
+                ring_a_s=settings.ring_a_timeout_s,
+                ring_b_s=settings.ring_b_timeout_s,
+                talk_max_ms=settings.talk_max_ms,
+                outage_margin_s=settings.outage_margin_s,
+            ),
+        )
+    )
+    service.consume(
+        {
+            topics.CALL_REQUEST: handlers.on_call_requests,
+            topics.CREDIT_DECISION: handlers.on_credit_decisions,
+            topics.CALL_COMMAND: handlers.on_call_commands,
+            topics.RETENTION_ORDER: on_retention_orders(TABLES, simulation=settings.simulation),
+        }
+    )
+    service.serve(build_http(service))
+    clock = SystemClock()
+    switch = Switch(
+        service, carrier or SipBackend(_trunk(settings), clock.now), settings, CallMetrics(registry)
+    )
+    service.task("switch", switch.run)
+    service.task("orders", lambda: service.weatherproof("orders", switch.take_orders))
+    service.task("lease", switch.keep_lease)
+    service.task("orphans", switch.adopt_orphans)
+    service.before_stop(switch.stop)
+    return service
+
+
+def _trunk(settings: Settings) -> TrunkSettings:
+    password = settings.trunk_password
+    return TrunkSettings(
+        local=(settings.sip_host, settings.sip_port),
+        next_hop=(settings.trunk_host, settings.trunk_port),
+        caller_id=settings.caller_number,
+        routes={
+            prefix: (host, int(port))
+            for prefix, _, address in (r.partition("=") for r in settings.trunk_routes)
+            for host, _, port in (address.partition(":"),)
+        },
+        username=settings.trunk_username,
+        password=None if password is None else password.get_secret_value(),
+        no_reply_ms=settings.no_reply_timeout_ms,
+        ack_guard_ms=settings.ack_guard_ms,
+        session_expires_s=settings.session_expires_s,
+        calls_max=settings.calls_max,
+    )

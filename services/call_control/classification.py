@@ -1,0 +1,36 @@
+"""What every column of call control is (D5), and which tables age by which rule."""
+
+from schemas.retention import DataKind
+from services.privacy.declare import Classification, PeriodStart, Table, personal, plain
+
+TABLES: tuple[Table, ...] = (
+    Table(name="call", kind=DataKind.TRAFFIC_DATA, day_column="call_day"),
+    Table(name="call_leg", kind=DataKind.TRAFFIC_DATA, day_column="call_day"),
+    Table(name="call_order", kind=DataKind.TRAFFIC_DATA, day_column="call_day"),
+    Table(name="call_address", kind=DataKind.IP_ADDRESS, day_column="address_day"),
+)
+
+CLASSIFICATION: Classification = {
+    "call": {
+        **personal(
+            "call_day call_id visitor_id state reason callback_number destination_number "
+            "reserved_ms lease_until requested_at connected_at ended_at ended_by talk_ms "
+            "overrun_ms traceparent",
+            kind=DataKind.TRAFFIC_DATA, start=PeriodStart.CALL_END,
+        ),
+        **plain("holder holder_epoch"),
+    },
+    "call_leg": personal(
+        "call_day call_id leg dialled_at ringing_at answered_at ended_at duration_ms sip_status "
+        "bye_status q850_cause answered_late is_down dialog",
+        kind=DataKind.TRAFFIC_DATA, start=PeriodStart.CALL_END,
+    ),
+    "call_order": personal(
+        "call_day call_id name ordered_at done_at",
+        kind=DataKind.TRAFFIC_DATA, start=PeriodStart.CALL_END,
+    ),
+    "call_address": personal(
+        "address_day call_id address", kind=DataKind.IP_ADDRESS, start=PeriodStart.EVENT
+    ),
+    "holder": plain("holder epoch renewed_at"),
+}  # fmt: skip

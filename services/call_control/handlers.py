@@ -1,0 +1,201 @@
+"""Per topic: load, decide, save, enqueue. Calls are carried out elsewhere (`switch.py`)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from uuid import UUID
+
+from schemas import topics
+from schemas.call import CallCommandV1, CallRequestV1, CallStatus, CallStatusV1
+from schemas.credit import CreditDecisionV1, CreditOperation, CreditRequestV1
+from services.call_control import domain
+from services.call_control.domain import State
+from services.call_control.store import Call, End, Store
+from services.chassis.context import Context
+from services.chassis.received import Received
+
+REASON_REQUESTED = "requested"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a call asks the ledger for."""
+
+    talk_max_ms: int
+    lease_ms: int
+
+
+class Handlers:
+    """Call control's handlers with their limits."""
+
+    def __init__(self, limits: Limits) -> None:
+        """Take the limits that every call asks for."""
+        self._limits = limits
+
+    async def on_call_requests(
+        self, ctx: Context[Store], batch: Sequence[Received[CallRequestV1]]
+    ) -> None:
+        """Check numbers, record the use, ask for credit (R-A1; C1, C5)."""
+        known = await ctx.store.calls(r.event.call_id for r in batch)
+        busy = await ctx.store.visitors_with_active_call(r.event.visitor_id for r in batch)
+        added: dict[UUID, Call] = {}
+        addresses: dict[UUID, str] = {}
+        instants = {r.event.call_id: r.time for r in batch}
+        for received in batch:
+            event = received.event
+            if event.call_id in known or event.call_id in added:
+                ctx.count(topics.CALL_REQUEST, "duplicate")
+                continue
+            decision = domain.decide_request(
+                _request(received), has_active_call=event.visitor_id in busy
+            )
+            call = _new_call(received, decision)
+            added[call.call_id] = call
+            addresses[call.call_id] = event.address
+            if isinstance(decision, domain.AcceptedRequest):
+                busy.add(event.visitor_id)
+                self._ask_for_credit(ctx, received)
+                tell(ctx, call, CallStatus.REQUESTED)
+                ctx.count(topics.CALL_REQUEST, "accepted")
+            else:
+                tell(ctx, call, CallStatus.REFUSED, reason=decision.reason)
+                ctx.count(topics.CALL_REQUEST, f"refused_{decision.reason}")
+        await ctx.store.add_calls([(c, instants[c.call_id]) for c in added.values()], addresses)
+
+    def _ask_for_credit(self, ctx: Context[Store], received: Received[CallRequestV1]) -> None:
+        request = CreditRequestV1(
+            reservation_id=received.event.call_id,
+            visitor_id=received.event.visitor_id,
+            operation=CreditOperation.RESERVE,
+            wanted_ms=self._limits.talk_max_ms,
+            lease_ms=self._limits.lease_ms,
+        )
+        ctx.outbox.add(topics.CREDIT_REQUEST, request, cause=received)
+
+    async def on_credit_decisions(
+        self, ctx: Context[Store], batch: Sequence[Received[CreditDecisionV1]]
+    ) -> None:
+        """Order the dialling of what was granted; refuse the rest."""
+        calls = await ctx.store.calls(r.event.reservation_id for r in batch)
+        granted = []
+        refused = []
+        done: set[UUID] = set()
+        for received in batch:
+            event, call = received.event, calls.get(received.event.reservation_id)
+            if call is None:
+                ctx.dead_letter(received, "call_unknown")
+            elif call.call_id in done or call.state not in (State.REQUESTED, State.ENDED):
+                ctx.count(topics.CREDIT_DECISION, "duplicate")
+            elif call.state is State.ENDED:
+                # hung up before the answer came: give back what nobody will use
+                if event.granted and call.reserved_ms is None:
+                    self._give_back(ctx, received)
+                ctx.count(topics.CREDIT_DECISION, "too_late")
+            elif event.granted:
+                assert event.lease_until is not None
+                granted.append((call.call_id, event.reserved_ms, event.lease_until))
+                tell(ctx, call, CallStatus.RESERVED, reserved_ms=event.reserved_ms)
+                ctx.count(topics.CREDIT_DECISION, "granted")
+            else:
+                reason = event.reason or "no_credit"
+                refused.append((call.call_id, reason))
+                tell(ctx, call, CallStatus.REFUSED, reason=reason)
+                ctx.count(topics.CREDIT_DECISION, "refused")
+            if call is not None:
+                done.add(call.call_id)
+        await ctx.store.grant(granted)
+        await ctx.store.order("dial", [call_id for call_id, _, _ in granted], ctx.now)
+        await ctx.store.refuse(refused)
+
+    def _give_back(self, ctx: Context[Store], received: Received[CreditDecisionV1]) -> None:
+        request = CreditRequestV1(
+            reservation_id=received.event.reservation_id,
+            visitor_id=received.event.visitor_id,
+            operation=CreditOperation.RELEASE,
+            wanted_ms=0,
+            lease_ms=0,
+        )
+        ctx.outbox.add(topics.CREDIT_REQUEST, request, cause=received)
+
+    async def on_call_commands(
+        self, ctx: Context[Store], batch: Sequence[Received[CallCommandV1]]
+    ) -> None:
+        """Hang up: at once where nothing was dialled yet, else by order to the call's holder."""
+        calls = await ctx.store.calls(r.event.call_id for r in batch)
+        orders: list[UUID] = []
+        for received in batch:
+            call = calls.get(received.event.call_id)
+            if call is None or call.visitor_id != received.event.visitor_id:
+                ctx.count(topics.CALL_COMMAND, "refused_not_your_call")
+            elif call.state in (State.REFUSED, State.ENDED) or call.call_id in orders:
+                ctx.count(topics.CALL_COMMAND, "too_late")
+            elif call.state is State.REQUESTED:
+                await ctx.store.end(_cancelled(call, received))
+                calls[call.call_id] = replace(call, state=State.ENDED)
+                tell(ctx, call, CallStatus.ENDED, reason=REASON_REQUESTED, talk_ms=0)
+                ctx.count(topics.CALL_COMMAND, "cancelled")
+            else:
+                orders.append(call.call_id)
+                ctx.count(topics.CALL_COMMAND, "ordered")
+        await ctx.store.order("hang_up", orders, ctx.now)
+
+
+def tell(
+    ctx: Context[Store],
+    call: Call,
+    status: CallStatus,
+    *,
+    reason: str | None = None,
+    reserved_ms: int | None = None,
+    talk_ms: int | None = None,
+) -> None:
+    """Enqueue a call's new status for the page."""
+    event = CallStatusV1(
+        call_id=call.call_id,
+        visitor_id=call.visitor_id,
+        status=status,
+        reason=reason,
+        reserved_ms=reserved_ms or call.reserved_ms,
+        talk_ms=talk_ms,
+        connected_at=call.connected_at,
+    )
+    ctx.outbox.add(topics.CALL_STATUS, event, cause=call)
+
+
+def _request(received: Received[CallRequestV1]) -> domain.Request:
+    event = received.event
+    return domain.Request(
+        call_id=event.call_id,
+        visitor_id=event.visitor_id,
+        callback_number=event.callback_number,
+        destination_number=event.destination_number,
+        at=received.time,
+    )
+
+
+def _new_call(received: Received[CallRequestV1], decision: domain.RequestDecision) -> Call:
+    event = received.event
+    call = Call(
+        call_id=event.call_id,
+        visitor_id=event.visitor_id,
+        state=State.REQUESTED,
+        traceparent=received.traceparent,
+    )
+    if isinstance(decision, domain.RefusedRequest):
+        # a refused number is not kept: nobody may dial it, and nobody needs it (R-C1)
+        return replace(call, state=State.REFUSED, reason=decision.reason.value)
+    return replace(
+        call,
+        callback_number=decision.callback_number,
+        destination_number=decision.destination_number,
+    )
+
+
+def _cancelled(call: Call, received: Received[CallCommandV1]) -> End:
+    return End(
+        call_id=call.call_id,
+        reason=REASON_REQUESTED,
+        ended_by="platform",
+        ended_at=received.time,
+        talk_ms=0,
+        overrun_ms=0,
+    )
