@@ -1,0 +1,398 @@
+"""The ledger's handlers on real PostgreSQL, under the service's own role."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import asyncpg
+import pytest
+from prometheus_client import CollectorRegistry
+
+from schemas import topics, view_ticket
+from schemas.ad_view import AdEventKind, AdViewV1
+from schemas.call import CallEndV1, CallStartV1
+from schemas.credit import (
+    CreditChange,
+    CreditDecisionV1,
+    CreditOperation,
+    CreditRequestV1,
+    CreditV1,
+)
+from schemas.retention import DataKind, RetentionAction, RetentionOrderV1, RetentionReceiptV1
+from services.ad_ledger.classification import TABLES
+from services.ad_ledger.handlers import Handlers
+from services.ad_ledger.metrics import LedgerMetrics
+from services.ad_ledger.store import INVARIANTS, Store
+from services.chassis.ids import TimeOrderedIds
+from services.privacy.executor import on_retention_orders
+from tests.support.bench import Bench, new_visitor_id, open_bench, received
+from tests.support.stack import World
+
+WORLD_SERVICES = ("ad_ledger",)
+IDS = TimeOrderedIds()
+KEYS = view_ticket.KeyRing({"k1": "11" * 32})
+FORGED = view_ticket.KeyRing({"k1": "22" * 32})
+AD_MS = 16_000
+WHOLE_VIEW = ("page_hit", "start", "first_quartile", "midpoint", "third_quartile", "complete")
+DAY_TABLES = tuple(table.name for table in TABLES)
+
+
+@pytest.fixture
+async def bench(world: World) -> AsyncIterator[Bench[Store]]:
+    now = datetime.now(tz=None).astimezone()
+    async with open_bench(world, "ad_ledger", Store, days_of=DAY_TABLES, now=now) as found:
+        yield found
+
+
+@pytest.fixture
+def handlers() -> Handlers:
+    return Handlers(KEYS, LedgerMetrics(CollectorRegistry()))
+
+
+def a_ticket(bench: Bench[Store], visitor_id: UUID, keys: view_ticket.KeyRing = KEYS) -> str:
+    issued_at = bench.now - timedelta(seconds=20)
+    return view_ticket.issue(
+        keys,
+        view_ticket.ViewTicket(
+            ticket_id=IDS.new(), visitor_id=visitor_id, ad_id="house-1", duration_ms=AD_MS,
+            issued_at=issued_at, expires_at=issued_at + timedelta(hours=1),
+        ),
+    )  # fmt: skip
+
+
+def views(bench, visitor_id, ticket, kinds=WHOLE_VIEW, address="192.0.2.7"):
+    return [
+        received(
+            topics.AD_VIEW,
+            AdViewV1(
+                visitor_id=visitor_id, ticket=ticket, kind=AdEventKind(kind), position_ms=AD_MS,
+                address=address,
+            ),
+            bench.now,
+        )
+        for kind in kinds
+    ]  # fmt: skip
+
+
+async def watch(bench, handlers, visitor_id, kinds=WHOLE_VIEW):
+    ticket = a_ticket(bench, visitor_id)
+    async with bench.transaction() as ctx:
+        await handlers.on_ad_views(ctx, views(bench, visitor_id, ticket, kinds))
+        return ctx.counts, bench.enqueued(ctx, topics.CREDIT, CreditV1)
+
+
+def reserve(bench, visitor_id, call_id, wanted_ms=3_600_000, lease_ms=3_600_000):
+    event = CreditRequestV1(
+        reservation_id=call_id, visitor_id=visitor_id, operation=CreditOperation.RESERVE,
+        wanted_ms=wanted_ms, lease_ms=lease_ms,
+    )  # fmt: skip
+    return received(topics.CREDIT_REQUEST, event, bench.now)
+
+
+async def ask(bench, handlers, *requests):
+    async with bench.transaction() as ctx:
+        await handlers.on_credit_requests(ctx, requests)
+        return bench.enqueued(ctx, topics.CREDIT_DECISION, CreditDecisionV1)
+
+
+async def end(bench, handlers, visitor_id, call_id, talk_ms, reason="talk_limit"):
+    event = CallEndV1(
+        call_id=call_id, visitor_id=visitor_id, ended_at=bench.now, reason=reason,
+        talk_ms=talk_ms, overrun_ms=0,
+    )  # fmt: skip
+    async with bench.transaction() as ctx:
+        await handlers.on_call_ends(ctx, [received(topics.CALL_END, event, bench.now)])
+        return ctx.counts, bench.enqueued(ctx, topics.CREDIT, CreditV1)
+
+
+async def balance(bench, visitor_id):
+    async with bench.transaction() as ctx:
+        return (await ctx.store.balances([visitor_id]))[visitor_id]
+
+
+async def assert_invariants(bench):
+    for name, sql in INVARIANTS.items():
+        assert (await bench.fetch(sql))[0][0] == 0, name
+
+
+async def test_a_watched_ad_is_recorded_and_credited(bench, handlers):
+    """R-A1, R-A2, R-A3; L1-L6: the view, its depth, the address apart, the credit, the event."""
+    visitor_id = new_visitor_id()
+    counts, told = await watch(bench, handlers, visitor_id)
+    assert counts["ad-view", "credited"] == 4
+    assert counts["ad-view", "recorded"] == 2
+    assert [(e.change, e.amount_ms, e.available_ms) for e in told] == [
+        (CreditChange.GRANTED, AD_MS, AD_MS)
+    ]
+    rows = await bench.fetch("SELECT kind, credit_ms FROM ad_view WHERE visitor_id = $1", visitor_id)
+    assert {row["kind"]: row["credit_ms"] for row in rows} == dict.fromkeys(
+        WHOLE_VIEW[:2], 0
+    ) | dict.fromkeys(WHOLE_VIEW[2:], AD_MS // 4)
+    addresses = await bench.fetch(
+        "SELECT host(address) FROM ad_view_address JOIN ad_view USING (ticket_id) "
+        "WHERE visitor_id = $1 AND kind = 'start'", visitor_id,
+    )  # fmt: skip
+    assert [row[0] for row in addresses] == ["192.0.2.7"]
+    await assert_invariants(bench)
+
+
+async def test_redelivered_events_earn_nothing_more(bench, handlers):
+    """L3: the same events in a later poll."""
+    visitor_id = new_visitor_id()
+    ticket = a_ticket(bench, visitor_id)
+    for _ in range(3):
+        async with bench.transaction() as ctx:
+            await handlers.on_ad_views(ctx, views(bench, visitor_id, ticket))
+    assert await balance(bench, visitor_id) == (AD_MS, 0)
+    await assert_invariants(bench)
+
+
+async def test_a_forged_or_stolen_ticket_leaves_no_trace(bench, handlers):
+    """R-C1, L3: refused, counted by reason, nothing stored."""
+    thief, owner = new_visitor_id(), new_visitor_id()
+    forged = views(bench, thief, a_ticket(bench, thief, FORGED))
+    stolen = views(bench, thief, a_ticket(bench, owner))
+    broken = views(bench, thief, "x" * 40)
+    async with bench.transaction() as ctx:
+        await handlers.on_ad_views(ctx, [*forged, *stolen, *broken])
+    assert ctx.counts["ad-view", "refused_ticket_signature_invalid"] == 6
+    assert ctx.counts["ad-view", "refused_ticket_of_other_visitor"] == 6
+    assert ctx.counts["ad-view", "refused_ticket_malformed"] == 6
+    assert await bench.fetch("SELECT 1 FROM ad_view WHERE visitor_id = $1", thief) == []
+
+
+async def test_reserve_talk_settle(bench, handlers):
+    """R-A5; L4, L5, C4: two-phase, charged what was talked, the rest back."""
+    visitor_id, call_id = new_visitor_id(), IDS.new()
+    await watch(bench, handlers, visitor_id)
+    decisions = await ask(bench, handlers, reserve(bench, visitor_id, call_id))
+    assert [(d.granted, d.reserved_ms) for d in decisions] == [(True, AD_MS)]
+    assert await balance(bench, visitor_id) == (0, AD_MS)
+    start = CallStartV1(
+        call_id=call_id, visitor_id=visitor_id, connected_at=bench.now, reserved_ms=AD_MS
+    )
+    async with bench.transaction() as ctx:
+        await handlers.on_call_starts(ctx, [received(topics.CALL_START, start, bench.now)])
+    counts, told = await end(bench, handlers, visitor_id, call_id, 9_000)
+    assert counts["call-end", "settled"] == 1
+    assert {(e.change, e.amount_ms) for e in told} == {
+        (CreditChange.SPENT, 9_000),
+        (CreditChange.RELEASED, AD_MS - 9_000),
+    }
+    assert await balance(bench, visitor_id) == (AD_MS - 9_000, 0)
+    await assert_invariants(bench)
+
+
+async def test_the_second_end_of_a_call_changes_nothing(bench, handlers):
+    """L5, C4."""
+    visitor_id, call_id = new_visitor_id(), IDS.new()
+    await watch(bench, handlers, visitor_id)
+    await ask(bench, handlers, reserve(bench, visitor_id, call_id))
+    await end(bench, handlers, visitor_id, call_id, 9_000)
+    counts, told = await end(bench, handlers, visitor_id, call_id, 16_000)
+    assert counts["call-end", "duplicate"] == 1
+    assert told == []
+    assert await balance(bench, visitor_id) == (AD_MS - 9_000, 0)
+    with pytest.raises(asyncpg.CheckViolationError, match="exactly once"):
+        await bench.fetch("UPDATE reservation SET spent_ms = 0 WHERE reservation_id = $1", call_id)
+
+
+async def test_a_repeated_reserve_gets_the_same_answer_and_reserves_once(bench, handlers):
+    """C1, L5: also twice in one poll."""
+    visitor_id, call_id = new_visitor_id(), IDS.new()
+    await watch(bench, handlers, visitor_id)
+    request = reserve(bench, visitor_id, call_id, wanted_ms=5_000)
+    first = await ask(bench, handlers, request, request)
+    again = await ask(bench, handlers, request)
+    assert [(d.granted, d.reserved_ms) for d in (*first, *again)] == [(True, 5_000)] * 3
+    assert await balance(bench, visitor_id) == (AD_MS - 5_000, 5_000)
+    await assert_invariants(bench)
+
+
+async def test_two_calls_in_one_poll_share_what_there_is(bench, handlers):
+    """L2: the second gets what the first has left; a third is refused."""
+    visitor_id = new_visitor_id()
+    await watch(bench, handlers, visitor_id)
+    decisions = await ask(
+        bench,
+        handlers,
+        *(reserve(bench, visitor_id, IDS.new(), wanted_ms=10_000) for _ in range(3)),
+    )
+    assert [(d.granted, d.reserved_ms, d.reason) for d in decisions] == [
+        (True, 10_000, None),
+        (True, 6_000, None),
+        (False, 0, "no_credit"),
+    ]
+    await assert_invariants(bench)
+
+
+async def test_a_release_voids_and_returns_all(bench, handlers):
+    """L5: the visitor hung up before anything was dialled."""
+    visitor_id, call_id = new_visitor_id(), IDS.new()
+    await watch(bench, handlers, visitor_id)
+    await ask(bench, handlers, reserve(bench, visitor_id, call_id))
+    release = CreditRequestV1(
+        reservation_id=call_id, visitor_id=visitor_id, operation=CreditOperation.RELEASE,
+        wanted_ms=0, lease_ms=0,
+    )  # fmt: skip
+    await ask(bench, handlers, received(topics.CREDIT_REQUEST, release, bench.now))
+    assert await balance(bench, visitor_id) == (AD_MS, 0)
+    state = await bench.fetch("SELECT state FROM reservation WHERE reservation_id = $1", call_id)
+    assert state[0]["state"] == "void"
+    await assert_invariants(bench)
+
+
+async def test_a_lease_that_runs_out_gives_the_credit_back_and_a_late_end_is_the_platforms_loss(
+    bench, handlers
+):
+    """L5: the end of a call does not come; when it comes late, nobody pays twice."""
+    visitor_id, call_id = new_visitor_id(), IDS.new()
+    await watch(bench, handlers, visitor_id)
+    await ask(bench, handlers, reserve(bench, visitor_id, call_id, lease_ms=1_000))
+    bench.now += timedelta(seconds=2)
+    async with bench.transaction() as ctx:
+        assert await handlers.expire(ctx) >= 1
+    assert await balance(bench, visitor_id) == (AD_MS, 0)
+    counts, _ = await end(bench, handlers, visitor_id, call_id, 9_000)
+    assert counts["call-end", "refused_ended_before"] == 1
+    assert await balance(bench, visitor_id) == (AD_MS, 0)
+    await assert_invariants(bench)
+
+
+async def test_credit_ends_after_its_life(bench, handlers):
+    """R-D5: lots live at most six days."""
+    visitor_id = new_visitor_id()
+    await watch(bench, handlers, visitor_id)
+    bench.now += timedelta(days=6, seconds=1)
+    async with bench.transaction() as ctx:
+        await handlers.expire(ctx)
+        told = bench.enqueued(ctx, topics.CREDIT, CreditV1)
+    mine = [e for e in told if e.visitor_id == visitor_id]
+    assert [(e.change, e.amount_ms) for e in mine] == [(CreditChange.EXPIRED, AD_MS)]
+    assert await balance(bench, visitor_id) == (0, 0)
+    await assert_invariants(bench)
+
+
+async def test_the_end_of_an_unknown_reservation_is_a_dead_letter(bench, handlers):
+    async with bench.transaction() as ctx:
+        event = CallEndV1(
+            call_id=IDS.new(), visitor_id=new_visitor_id(), ended_at=bench.now, reason="busy",
+            talk_ms=0, overrun_ms=0,
+        )  # fmt: skip
+        await handlers.on_call_ends(ctx, [received(topics.CALL_END, event, bench.now)])
+        assert [row.topic for row in ctx.outbox.rows] == ["call-end-dlq"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "available_ms = -1, spent_ms = spent_ms + available_ms + 1",
+        "available_ms = available_ms + 1",
+        "spent_ms = spent_ms + 1",
+        "granted_ms = granted_ms + 1",
+    ],
+    ids=["below-zero", "from-nothing", "spent-twice", "granted-more"],
+)
+async def test_the_database_refuses_credit_out_of_nothing(bench, handlers, change):
+    """L2, L4 as constraints: whatever the code does."""
+    visitor_id = new_visitor_id()
+    await watch(bench, handlers, visitor_id)
+    with pytest.raises(asyncpg.CheckViolationError):
+        await bench.fetch(f"UPDATE lot SET {change} WHERE visitor_id = $1", visitor_id)
+
+
+async def test_the_database_refuses_a_second_grant_and_any_change_of_postings(bench, handlers):
+    """L3, L1 as constraints: append-only, one grant per ticket and kind."""
+    visitor_id = new_visitor_id()
+    await watch(bench, handlers, visitor_id)
+    copy = """
+        INSERT INTO posting (lot_day, ticket_id, visitor_id, operation, debit_account,
+            credit_account, amount_ms, posted_at, kind, tariff_version)
+        SELECT lot_day, ticket_id, visitor_id, operation, debit_account, credit_account, amount_ms,
+            posted_at, kind, tariff_version FROM posting WHERE visitor_id = $1 LIMIT 1"""
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await bench.fetch(copy, visitor_id)
+    for statement in ("UPDATE posting SET amount_ms = 1", "DELETE FROM posting"):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await bench.fetch(statement)
+
+
+@pytest.mark.parametrize(
+    ("damage", "broken"),
+    [
+        ("UPDATE platform_account SET balance_ms = balance_ms - 1 WHERE account = 'issued'", "l1_sum"),
+        ("UPDATE lot SET granted_ms = granted_ms + 1, available_ms = available_ms + 1", "l1_lots"),
+        ("DELETE FROM ad_view WHERE kind = 'complete'", "l6_credit"),
+        ("UPDATE reservation SET reserved_ms = reserved_ms + 1 WHERE state = 'held'", "l5_reserv"),
+        ("UPDATE reservation SET lease_until = now() - interval '1 h' WHERE state = 'held'", "l5_no"),
+    ],
+    ids=["sum", "lots", "trace", "reservation", "lease"],
+)
+async def test_each_invariant_query_sees_the_damage_it_is_for(
+    world, bench, handlers, damage, broken
+):
+    """L1-L6: a query that cannot fail proves nothing; the damage is done as the owner."""
+    visitor_id = new_visitor_id()
+    await watch(bench, handlers, visitor_id)
+    await ask(bench, handlers, reserve(bench, visitor_id, IDS.new(), wanted_ms=4_000))
+    owner = await asyncpg.connect(world.owner_url("ad_ledger"))
+    try:
+        change = owner.transaction()
+        await change.start()
+        await owner.execute(damage)
+        found = {name: await owner.fetchval(sql) for name, sql in INVARIANTS.items()}
+        await change.rollback()
+    finally:
+        await owner.close()
+    assert any(count for name, count in found.items() if name.startswith(broken)), found
+
+
+async def test_dropping_a_day_keeps_the_books_balanced_and_leaves_no_visitor(bench, handlers):
+    """R-D5, R-D4; L1, D1: with open credit and a held reservation in the day that goes."""
+    visitor_id, call_id = new_visitor_id(), IDS.new()
+    await watch(bench, handlers, visitor_id)
+    await ask(bench, handlers, reserve(bench, visitor_id, call_id, wanted_ms=4_000))
+    handle = on_retention_orders(
+        TABLES, simulation=True, before_drop=handlers.close_before_drop
+    )
+    counts = {}
+    for kind in (DataKind.AD_USE, DataKind.IP_ADDRESS, DataKind.TRAFFIC_DATA):
+        order = RetentionOrderV1(
+            order_id=IDS.new(), kind=kind, action=RetentionAction.DROP,
+            before_day=(bench.now + timedelta(days=1)).date(), as_of=bench.now + timedelta(days=8),
+        )  # fmt: skip
+        async with bench.transaction() as ctx:
+            await handle(ctx, [received(topics.RETENTION_ORDER, order, bench.now)])
+            receipts = bench.enqueued(ctx, topics.RETENTION_RECEIPT, RetentionReceiptV1)
+        counts |= {count.table: count.n_rows for count in receipts[0].counts}
+    assert counts["ad_view"] >= len(WHOLE_VIEW)
+    assert counts["ad_view_address"] >= 1
+    for table in DAY_TABLES:
+        assert await bench.fetch(f"SELECT 1 FROM {table} LIMIT 1") == [], table
+    platform = await bench.fetch("SELECT sum(balance_ms) AS total FROM platform_account")
+    assert platform[0]["total"] == 0
+    await assert_invariants(bench)
+    # and the day is open again: a stack marked as a simulation goes on in real time
+    await watch(bench, handlers, new_visitor_id())
+    await assert_invariants(bench)
+
+
+async def test_two_processes_after_a_rebalance_credit_once(world, handlers):
+    """L3, L4: the same events at the same time on two connections: one of them has to try again."""
+    now = datetime.now(tz=None).astimezone()
+    async with (
+        open_bench(world, "ad_ledger", Store, days_of=DAY_TABLES, now=now) as one,
+        open_bench(world, "ad_ledger", Store, now=now) as two,
+    ):
+        visitor_id = new_visitor_id()
+        ticket = a_ticket(one, visitor_id)
+
+        async def run(bench):
+            async with bench.transaction() as ctx:
+                await handlers.on_ad_views(ctx, views(bench, visitor_id, ticket))
+
+        outcomes = await asyncio.gather(run(one), run(two), return_exceptions=True)
+        assert sum(isinstance(outcome, Exception) for outcome in outcomes) <= 1
+        assert await balance(one, visitor_id) == (AD_MS, 0)
+        await assert_invariants(one)
