@@ -5,7 +5,6 @@ else (C5); every refusal has a word, 110 and 112 the advice to dial them directl
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from enum import StrEnum
@@ -143,23 +142,9 @@ class State(StrEnum):
     ENDED = "ended"
 
 
-NEXT: Mapping[State, frozenset[State]] = {
-    State.REQUESTED: frozenset({State.RESERVED, State.REFUSED, State.ENDED}),
-    State.REFUSED: frozenset(),
-    State.RESERVED: frozenset({State.DIALLING, State.ENDED}),
-    State.DIALLING: frozenset({State.TALKING, State.ENDING, State.ENDED}),
-    State.TALKING: frozenset({State.ENDING, State.ENDED}),
-    State.ENDING: frozenset({State.ENDED}),
-    State.ENDED: frozenset(),
-}
 ACTIVE = frozenset(State) - {State.REFUSED, State.ENDED}
 HELD = frozenset({State.DIALLING, State.TALKING, State.ENDING})
 """States in which a process holds the call's legs."""
-
-
-def may_become(state: State, wanted: State) -> bool:
-    """Whether a call may go from one state to another."""
-    return wanted in NEXT[state]
 
 
 @dataclass(frozen=True, kw_only=True)

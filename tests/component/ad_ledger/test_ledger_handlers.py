@@ -125,7 +125,9 @@ async def test_a_watched_ad_is_recorded_and_credited(bench, handlers):
     assert [(e.change, e.amount_ms, e.available_ms) for e in told] == [
         (CreditChange.GRANTED, AD_MS, AD_MS)
     ]
-    rows = await bench.fetch("SELECT kind, credit_ms FROM ad_view WHERE visitor_id = $1", visitor_id)
+    rows = await bench.fetch(
+        "SELECT kind, credit_ms FROM ad_view WHERE visitor_id = $1", visitor_id
+    )
     assert {row["kind"]: row["credit_ms"] for row in rows} == dict.fromkeys(
         WHOLE_VIEW[:2], 0
     ) | dict.fromkeys(WHOLE_VIEW[2:], AD_MS // 4)
@@ -321,11 +323,17 @@ async def test_the_database_refuses_a_second_grant_and_any_change_of_postings(be
 @pytest.mark.parametrize(
     ("damage", "broken"),
     [
-        ("UPDATE platform_account SET balance_ms = balance_ms - 1 WHERE account = 'issued'", "l1_sum"),
+        (
+            "UPDATE platform_account SET balance_ms = balance_ms - 1 WHERE account = 'issued'",
+            "l1_sum",
+        ),
         ("UPDATE lot SET granted_ms = granted_ms + 1, available_ms = available_ms + 1", "l1_lots"),
         ("DELETE FROM ad_view WHERE kind = 'complete'", "l6_credit"),
         ("UPDATE reservation SET reserved_ms = reserved_ms + 1 WHERE state = 'held'", "l5_reserv"),
-        ("UPDATE reservation SET lease_until = now() - interval '1 h' WHERE state = 'held'", "l5_no"),
+        (
+            "UPDATE reservation SET lease_until = now() - interval '1 h' WHERE state = 'held'",
+            "l5_no",
+        ),
     ],
     ids=["sum", "lots", "trace", "reservation", "lease"],
 )
@@ -353,10 +361,8 @@ async def test_dropping_a_day_keeps_the_books_balanced_and_leaves_no_visitor(ben
     visitor_id, call_id = new_visitor_id(), IDS.new()
     await watch(bench, handlers, visitor_id)
     await ask(bench, handlers, reserve(bench, visitor_id, call_id, wanted_ms=4_000))
-    handle = on_retention_orders(
-        TABLES, simulation=True, before_drop=handlers.close_before_drop
-    )
-    counts = {}
+    handle = on_retention_orders(TABLES, simulation=True, before_drop=handlers.close_before_drop)
+    counts: dict[str, int] = {}
     for kind in (DataKind.AD_USE, DataKind.IP_ADDRESS, DataKind.TRAFFIC_DATA):
         order = RetentionOrderV1(
             order_id=IDS.new(), kind=kind, action=RetentionAction.DROP,

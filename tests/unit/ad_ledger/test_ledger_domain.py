@@ -20,8 +20,8 @@ from services.ad_ledger.domain import (
     LotKey,
     Moved,
     Recorded,
-    Refused,
     RefusalReason,
+    Refused,
     ReserveRequest,
     Tariff,
     TariffRule,
@@ -130,9 +130,7 @@ class TestViews:
         """No more than the speed of the video: tickets hoarded and played together."""
         state = empty()
         tickets = [ticket(n) for n in range(1, 6)]
-        decisions = play(
-            state, [at_position(one, kind) for kind in IN_ORDER for one in tickets]
-        )
+        decisions = play(state, [at_position(one, kind) for kind in IN_ORDER for one in tickets])
         earned = sum(d.credit_ms for d in decisions if isinstance(d, Recorded))
         assert earned == 16_000
         assert Refused(reason=RefusalReason.PARALLEL_VIEW) in decisions
@@ -181,7 +179,9 @@ class TestViews:
         """R-A3: the tariff is data with a date."""
         double = replace(
             TARIFF, version="t2", valid_from=NOON + timedelta(seconds=6),
-            rules={**TARIFF.rules, Kind.MIDPOINT: TariffRule(credit_permille=500, credit_flat_ms=7)},
+            rules={
+                **TARIFF.rules, Kind.MIDPOINT: TariffRule(credit_permille=500, credit_flat_ms=7)
+            },
         )  # fmt: skip
         state, one = empty(), ticket()
         decisions = play(state, [at_position(one, k) for k in IN_ORDER[:4]], (TARIFF, double))
@@ -214,9 +214,7 @@ class TestViews:
 
 def filled_lot(number: int, available_ms: int, *, day_offset: int = 0) -> Lot:
     key = LotKey((NOON + timedelta(days=day_offset)).date(), UUID(int=number))
-    return replace(
-        domain.new_lot(key, VISITOR), granted_ms=available_ms, available_ms=available_ms
-    )
+    return replace(domain.new_lot(key, VISITOR), granted_ms=available_ms, available_ms=available_ms)
 
 
 def request(wanted_ms: int) -> ReserveRequest:

@@ -1,0 +1,1 @@
+"""All tests. This file must exist: sippy installs a package of the name `tests`, which would win."""
