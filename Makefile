@@ -1,0 +1,59 @@
+# Two commands matter: `make demo` and `make test`. Everything they need is brought into this folder.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help bootstrap demo test check export lock bench up down status logs clean
+
+# the first interpreter that runs and is of a version the project supports
+PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
+	"$$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
+	>/dev/null 2>&1 && echo "$$name" && exit; done; echo python3)
+RUN := .venv/bin/python
+VISITORS ?= 1
+SERVICE ?=
+PYTEST_ARGUMENTS ?=
+
+help: ## list what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+bootstrap: ## fetch what is missing into .tools and .venv
+	@command -v $(PYTHON) >/dev/null || { echo "Python is missing: sudo apt-get install python3 python3-venv"; exit 1; }
+	@$(PYTHON) deploy/bootstrap.py
+
+demo: bootstrap ## the whole story in one terminal (VISITORS=50: fifty at once)
+	@$(RUN) -m deploy.demo --visitors $(VISITORS)
+
+test: bootstrap ## all tests but the long ones (PYTEST_ARGUMENTS="-k name")
+	@SIPP=$$($(RUN) deploy/bootstrap.py sipp) || exit 1; export SIPP; \
+	$(RUN) -m pytest -n 2 --dist loadscope $(PYTEST_ARGUMENTS)
+
+check: bootstrap ## static checks: format, lint, types, layers, exported schemas
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m ruff check .
+	@$(RUN) -m mypy
+	@.venv/bin/lint-imports
+	@$(RUN) -m schemas.export --check
+
+up: bootstrap ## start the platform and leave it running; data is kept in var/main
+	@$(RUN) -m deploy.local up
+
+down: bootstrap ## end what `make up` started
+	@$(RUN) -m deploy.local down
+
+status: bootstrap ## what runs, where, and is it well
+	@$(RUN) -m deploy.local status
+
+logs: bootstrap ## follow the logs (SERVICE=gateway for one)
+	@$(RUN) -m deploy.local logs $(SERVICE)
+
+export: bootstrap ## write JSON Schema and AsyncAPI anew
+	@$(RUN) -m schemas.export
+
+bench: bootstrap ## measure the ad-view path; figures, no verdict
+	@$(RUN) -m pytest -m perf -s $(PYTEST_ARGUMENTS)
+
+lock: bootstrap ## resolve all versions anew (requirements.lock, jgo.lock.toml)
+	@$(RUN) -m deploy.relock
+
+clean: bootstrap ## end the stack and remove its data, secrets and logs (var/)
+	@$(RUN) -m deploy.local down
+	@rm -rf var .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,83 @@
+"""`python -m deploy.local up|down|status|logs|run`."""
+
+import argparse
+import contextlib
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from deploy.local import control
+from deploy.local.errors import StackError
+from deploy.local.layout import ROOT
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    result = argparse.ArgumentParser(prog="python -m deploy.local", description=__doc__)
+    commands = result.add_subparsers(dest="command", required=True)
+    for name, text in {
+        "up": "start the stack and leave it running",
+        "down": "end what `up` started; the data stays",
+        "status": "show what runs; exit status 1 when something is down",
+        "logs": "show the logs and follow them",
+        "run": "run the stack in the foreground",
+    }.items():
+        command = commands.add_parser(name, help=text)
+        command.add_argument("--folder", type=Path, default=ROOT / "var" / "main")
+        if name in {"up", "run"}:
+            command.add_argument("--simulation", action="store_true")
+            command.add_argument("--servers-only", action="store_true")
+        if name == "logs":
+            command.add_argument("service", nargs="?")
+            command.add_argument("--no-follow", action="store_true")
+        if name == "run":
+            command.add_argument("--patient", action="store_true")
+            command.add_argument("--disposable", action="store_true")
+            command.add_argument("--while-pid", type=int)
+    return result
+
+
+def carry_out(arguments: argparse.Namespace) -> int:
+    """Run the command; the exit status."""
+    console = Console()
+    folder: Path = arguments.folder
+    match arguments.command:
+        case "up":
+            return control.up(
+                folder,
+                console,
+                simulation=arguments.simulation,
+                servers_only=arguments.servers_only,
+            )
+        case "down":
+            return control.down(folder, console)
+        case "status":
+            return control.status(folder, console)
+        case "logs":
+            follow = not arguments.no_follow
+            with contextlib.suppress(KeyboardInterrupt):
+                return control.logs(folder, console, arguments.service or None, follow=follow)
+            return 0
+        case _:
+            options = control.RunOptions(
+                simulation=arguments.simulation,
+                patient=arguments.patient,
+                servers_only=arguments.servers_only,
+                disposable=arguments.disposable,
+                while_pid=arguments.while_pid,
+            )
+            return control.run(folder, options)
+
+
+def main() -> int:
+    """Run the command; a sentence instead of a trace when it cannot be done."""
+    try:
+        return carry_out(parser().parse_args())
+    except StackError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

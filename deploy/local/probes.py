@@ -1,0 +1,75 @@
+"""Is it ready? One question per kind of server; the answer is yes or no, never an exception."""
+
+import asyncio
+import contextlib
+import logging
+
+import asyncpg
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+
+PROBE_TIMEOUT_S = 3.0
+
+
+async def http_status(port: int, path: str) -> int | None:
+    """GET a path of a local server; its status, None when there is no answer."""
+    writer: asyncio.StreamWriter | None = None
+    try:
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n"
+            writer.write(request.encode())
+            await writer.drain()
+            parts = (await reader.readline()).split()
+            return int(parts[1])
+    except (OSError, TimeoutError, ValueError, IndexError):
+        return None
+    finally:
+        if writer is not None:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+
+async def is_service_ready(admin_port: int) -> bool:
+    """Whether a service says so itself."""
+    return await http_status(admin_port, "/readyz") == 200  # noqa: PLR2004 - HTTP
+
+
+async def is_postgres_ready(dsn: str) -> bool:
+    """Whether PostgreSQL answers a query."""
+    try:
+        conn = await asyncpg.connect(dsn, timeout=PROBE_TIMEOUT_S)
+        try:
+            await conn.execute("SELECT 1")
+        finally:
+            await conn.close(timeout=PROBE_TIMEOUT_S)
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        return False
+    return True
+
+
+async def is_kafka_ready(bootstrap: str) -> bool:
+    """Whether the broker names itself as a member of its cluster."""
+    host, _, port = bootstrap.partition(",")[0].rpartition(":")
+    try:
+        # a plain connection first: the client logs an error for every refused one
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
+            _, writer = await asyncio.open_connection(host, int(port))
+            writer.close()
+            await writer.wait_closed()
+    except (OSError, TimeoutError):
+        return False
+    logger = logging.getLogger("aiokafka")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=3000)
+    try:
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
+            await admin.start()
+            return bool((await admin.describe_cluster())["brokers"])
+    except (OSError, TimeoutError, KafkaError):
+        return False
+    finally:
+        await admin.close()
+        logger.setLevel(level)

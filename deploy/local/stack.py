@@ -1,0 +1,445 @@
+"""The local stack as a library: servers and services as child processes of this one.
+
+async with LocalStack(folder) as stack:
+    stack.url("gateway")
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Literal, Self
+
+import asyncpg
+
+from deploy.local.environment import Surroundings, chosen_ports, port_names
+from deploy.local.errors import StackError
+from deploy.local.identity import ProcessIdentity
+from deploy.local.kafka import Kafka
+from deploy.local.layout import ROOT, Layout, write_private
+from deploy.local.postgres import Postgres
+from deploy.local.probes import is_service_ready
+from deploy.local.process import (
+    ManagedProcess,
+    ProcessSpecification,
+    log_tail,
+    rotate,
+    run_once,
+)
+from deploy.provision import (
+    Infrastructure,
+    ProvisionError,
+    databases,
+    provision_databases,
+    provision_topics,
+    role_names,
+)
+from services.chassis.declaration import Declaration, load, load_all
+
+READY_TIMEOUT_S = 60.0
+POLL_S = 0.05
+ROTATE_EVERY_S = 5.0
+FAILURES_MAX = 3
+"""A process that ends so often without ever having been ready will not be ready by waiting."""
+
+Phase = Literal["starting", "ready", "degraded", "stopping", "stopped", "failed"]
+
+
+class LocalStack:
+    """PostgreSQL, Kafka and services, kept alive until the stack is stopped.
+
+    Whatever ends by itself is started again with back-off. If this process dies, however, the
+    kernel ends all its children. A stack must be started from the main thread: the children's
+    lives are bound to the thread that started them.
+
+    Args:
+        folder: where this stack keeps its data, secrets and logs; one stack at a time.
+        services: names of the services to run; None = all, empty = servers only.
+        simulation: marks the stack as a simulation: instants in the future are accepted.
+        ports: chosen ports by name (`deploy.local.environment.port_names`); others are free ones.
+        overrides: further settings by full name, e.g. `{"AD_LEDGER_LOG_LEVEL": "DEBUG"}`.
+        declarations: instead of `services`, for a test with services of its own.
+        package: package that holds the services.
+        source: folder that holds the package.
+        progress: told in half a sentence what is being done.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        services: Sequence[str] | None = None,
+        simulation: bool = False,
+        ports: Mapping[str, int] | None = None,
+        overrides: Mapping[str, str] | None = None,
+        declarations: Sequence[Declaration] | None = None,
+        package: str = "services",
+        source: Path = ROOT,
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        if declarations is None:
+            declarations = load_all() if services is None else [load(name) for name in services]
+        self.declarations = tuple(declarations)
+        self.simulation = simulation
+        self.layout = Layout(folder)
+        self._chosen_ports = dict(ports or {})
+        self._overrides = dict(overrides or {})
+        self._package = package
+        self._source = source
+        self._progress = progress
+        self._processes: dict[str, ManagedProcess] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._lock: IO[str] | None = None
+        self._phase: Phase = "stopped"
+        self._error = ""
+        self._since_s = 0.0
+        self._ports: dict[str, int] = {}
+        self._postgres: Postgres | None = None
+        self._surroundings: Surroundings | None = None
+
+    # --- life
+
+    async def __aenter__(self) -> Self:
+        """Start everything and wait until it is ready."""
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop everything; the data stays."""
+        await self.stop_all()
+
+    async def start(self, *, patient: bool = False) -> None:
+        """Start servers, provision them, migrate, start the services.
+
+        Args:
+            patient: keep a stack whose services do not get ready, instead of giving it up.
+
+        Raises:
+            StackError: says what failed; nothing is left running.
+        """
+        self.layout.prepare()
+        self._take_lock()
+        try:
+            self._set_phase("starting")
+            await self._start_servers()
+            await self._start_services()
+            await self._wait_until_ready(patient=patient)
+        except BaseException as error:
+            self._error = str(error) or type(error).__name__
+            await asyncio.shield(asyncio.ensure_future(self.stop_all(phase="failed")))
+            if isinstance(error, (ProvisionError, OSError, asyncpg.PostgresError)):
+                raise StackError(str(error)) from error
+            raise
+        self._tasks.append(asyncio.create_task(self._rotate_logs(), name="rotate logs"))
+
+    async def stop_all(self, phase: Phase = "stopped") -> None:
+        """Stop the services, then the servers."""
+        if self._lock is None:
+            return
+        self._set_phase("stopping")
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        servers = {"postgres", "kafka"}
+        for group in (self._processes.keys() - servers, self._processes.keys() & servers):
+            await asyncio.gather(*(self._processes[name].stop() for name in group))
+        self._set_phase(phase)
+        self._processes.clear()
+        self._lock.close()
+        self._lock = None
+
+    def kill_all(self) -> None:
+        """End everything at once, without any shutdown; for data that nobody needs any more."""
+        for process in self._processes.values():
+            with contextlib.suppress(StackError):
+                process.kill(
+                    # PostgreSQL's own children have to go too
+                    signal.SIGQUIT if process.name == "postgres" else signal.SIGKILL
+                )
+
+    def _take_lock(self) -> None:
+        lock = self.layout.lock_path.open("a", encoding="ascii")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.close()
+            raise StackError(
+                f"The stack in {self.layout.folder} runs already: `make status` shows it,"
+                " `make down` ends it."
+            ) from error
+        self._lock = lock
+        self._since_s = time.time()
+
+    async def _start_servers(self) -> None:
+        names = port_names(self.declarations)
+        ports = chosen_ports(names, os.environ) | self._chosen_ports
+        self._ports = self.layout.ports(names, ports)
+        secrets = self.layout.secrets(["postgres", *role_names(self.declarations)])
+        postgres = Postgres(self.layout, self._ports["postgres"], secrets["passwords"]["postgres"])
+        kafka = Kafka(self.layout, self._ports["kafka"], self._ports["kafka_controller"])
+        self._postgres = postgres
+        self._progress("starting PostgreSQL and Kafka")
+        await _all(self._start_postgres(postgres), self._start_kafka(kafka))
+        self._progress("making databases, roles and topics")
+        await _all(
+            provision_databases(postgres.dsn(), self.declarations, secrets["passwords"]),
+            provision_topics(kafka.bootstrap) if self.declarations else _nothing(),
+        )
+        self._surroundings = Surroundings(
+            kafka_bootstrap=kafka.bootstrap,
+            kafka_prefix="",
+            databases=databases(postgres.dsn(), self.declarations, secrets["passwords"]),
+            ports=self._ports,
+            secrets=secrets,
+            simulation=self.simulation,
+            overrides={**os.environ, **self._overrides},
+            source=self._source,
+        )
+
+    async def _start_postgres(self, postgres: Postgres) -> None:
+        await postgres.prepare()
+        await self._start_process(postgres.specification())
+        await self.wait_ready("postgres")
+
+    async def _start_kafka(self, kafka: Kafka) -> None:
+        await kafka.prepare()
+        await self._start_process(kafka.specification())
+        await self.wait_ready("kafka")
+
+    async def _start_services(self) -> None:
+        migrated = [declared for declared in self.declarations if declared.database]
+        if migrated:
+            self._progress("migrating databases")
+            await _all(*(self._migrate(declared) for declared in migrated))
+        if self.declarations:
+            self._progress("starting services")
+        await _all(*(self._start_service(declared) for declared in self.declarations))
+
+    def _service(
+        self, declared: Declaration, environment: Mapping[str, str], *arguments: str
+    ) -> ProcessSpecification:
+        admin_port = self._ports[f"{declared.name}_admin"]
+        return ProcessSpecification(
+            name=declared.name,
+            command=[sys.executable, "-m", f"{self._package}.{declared.name}", *arguments],
+            environment=environment,
+            folder=self._source,
+            probe=partial(is_service_ready, admin_port),
+            port=self._ports[declared.name] if declared.http else admin_port,
+        )
+
+    async def _migrate(self, declared: Declaration) -> None:
+        assert self._surroundings is not None
+        environment = self._surroundings.of_migration(declared)
+        specification = self._service(declared, environment, "migrate")
+        await run_once(specification, self.layout.logs / f"{declared.name}.log")
+
+    async def _start_service(self, declared: Declaration) -> None:
+        assert self._surroundings is not None
+        await self._start_process(self._service(declared, self._surroundings.of(declared)))
+
+    async def _start_process(self, specification: ProcessSpecification) -> None:
+        process = ManagedProcess(
+            specification,
+            self.layout.logs / f"{specification.name}.log",
+            self._write_state,
+        )
+        self._processes[specification.name] = process
+        await process.start()
+
+    async def _wait_until_ready(self, *, patient: bool) -> None:
+        try:
+            await _all(*(self.wait_ready(declared.name) for declared in self.declarations))
+        except StackError as error:
+            if not patient:
+                raise
+            self._error = str(error)
+            self._set_phase("degraded")
+        else:
+            self._set_phase("ready")
+
+    async def _rotate_logs(self) -> None:
+        while True:
+            await asyncio.sleep(ROTATE_EVERY_S)
+            for path in self.layout.logs.glob("*.log"):
+                await asyncio.to_thread(rotate, path)
+
+    def _set_phase(self, phase: Phase) -> None:
+        self._phase = phase
+        self._write_state()
+
+    def _write_state(self) -> None:
+        own = ProcessIdentity.of(os.getpid())
+        assert own is not None
+        document: dict[str, Any] = {
+            "phase": self._phase,
+            "error": self._error,
+            "since_s": self._since_s,
+            "simulation": self.simulation,
+            "supervisor": {"pid": own.pid, "started_ticks": own.started_ticks},
+            "processes": {
+                name: {
+                    "pid": process.identity.pid if process.identity else None,
+                    "started_ticks": process.identity.started_ticks if process.identity else None,
+                    "since_s": process.since_s,
+                    "n_restarts": process.n_restarts,
+                    "exit_code": process.exit_code,
+                    "port": process.specification.port,
+                    "admin_port": self._ports.get(f"{name}_admin"),
+                }
+                for name, process in self._processes.items()
+            },
+        }
+        write_private(self.layout.state_path, document)
+
+    # --- what runs
+
+    @property
+    def infrastructure(self) -> Infrastructure:
+        """Addresses of the servers."""
+        return Infrastructure(
+            kafka_bootstrap=self.kafka_bootstrap, postgres_admin_dsn=self.admin_dsn()
+        )
+
+    @property
+    def kafka_bootstrap(self) -> str:
+        """Kafka's address."""
+        return f"127.0.0.1:{self._ports['kafka']}"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the processes."""
+        return tuple(self._processes)
+
+    def port(self, name: str) -> int:
+        """Return a port by its name (`deploy.local.environment.port_names`)."""
+        return self._ports[name]
+
+    def admin_dsn(self, database: str = "postgres") -> str:
+        """Return the database administrator's URL."""
+        assert self._postgres is not None, "the stack is not started"
+        return self._postgres.dsn(database)
+
+    def url(self, name: str) -> str:
+        """Return where a service serves HTTP."""
+        return f"http://127.0.0.1:{self._ports[name]}"
+
+    def admin_url(self, name: str) -> str:
+        """Return where a service serves /metrics, /livez and /readyz."""
+        return f"http://127.0.0.1:{self._ports[f'{name}_admin']}"
+
+    def env(self, name: str) -> dict[str, str]:
+        """Return the environment a service is run with."""
+        assert self._surroundings is not None, "the stack is not started"
+        declared = next(found for found in self.declarations if found.name == name)
+        return self._surroundings.of(declared)
+
+    def log_path(self, name: str) -> Path:
+        """Return the file a process writes its log to."""
+        return self.layout.logs / f"{name}.log"
+
+    def pid(self, name: str) -> int | None:
+        """Return the pid of a process; None while it does not run."""
+        identity = self._process(name).identity
+        return None if identity is None else identity.pid
+
+    def n_restarts(self, name: str) -> int:
+        """Return how often a process was started again after it had ended by itself."""
+        return self._process(name).n_restarts
+
+    def _process(self, name: str) -> ManagedProcess:
+        try:
+            return self._processes[name]
+        except KeyError:
+            known = ", ".join(self._processes)
+            raise StackError(f"There is no process {name}; there are {known}.") from None
+
+    # --- faults and orders
+
+    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal to a process; if it ends by that, it is started again with back-off."""
+        self._process(name).kill(number)
+
+    async def stop(self, name: str) -> None:
+        """End a process gracefully and leave it ended until `start_again`."""
+        await self._process(name).stop()
+
+    async def start_again(self, name: str, within_s: float = READY_TIMEOUT_S) -> None:
+        """Start a process that `stop` ended, and wait until it is ready."""
+        await self._process(name).start()
+        await self.wait_ready(name, within_s)
+
+    async def restart(self, name: str, within_s: float = READY_TIMEOUT_S) -> None:
+        """Stop a process gracefully, start it, and wait until it is ready."""
+        await self.stop(name)
+        await self.start_again(name, within_s)
+
+    async def wait_ready(self, name: str, within_s: float = READY_TIMEOUT_S) -> None:
+        """Wait until a process says that it is ready.
+
+        Raises:
+            StackError: it is not in time, or it ends again and again; with its last lines.
+        """
+        process = self._process(name)
+        n_before = process.n_failures
+        deadline_s = time.monotonic() + within_s
+        while process.identity is None or not await process.specification.probe():
+            if process.n_failures - n_before >= FAILURES_MAX:
+                raise StackError(
+                    f"{name} ended {FAILURES_MAX} times, last with {process.exit_code}"
+                    f" ({process.log_path}):\n{log_tail(process.log_path)}"
+                )
+            if time.monotonic() > deadline_s:
+                raise StackError(
+                    f"{name} is not ready after {within_s:.0f} s"
+                    f" ({process.log_path}):\n{log_tail(process.log_path)}"
+                )
+            await asyncio.sleep(POLL_S)
+
+    async def run(self, name: str, *arguments: str, within_s: float = 120.0) -> str:
+        """Run a service's own subcommand, e.g. `run("retention", "sweep", "--as-of", …)`.
+
+        Returns:
+            What it printed.
+
+        Raises:
+            StackError: it failed; with its last lines.
+        """
+        assert self._surroundings is not None, "the stack is not started"
+        declared = next(found for found in self.declarations if found.name == name)
+        specification = self._service(declared, self.env(name), *arguments)
+        path = self.layout.logs / f"{name}-command-{os.getpid()}-{time.monotonic_ns()}.log"
+        try:
+            await run_once(specification, path, within_s)
+            return path.read_text(encoding="utf-8")
+        finally:
+            path.unlink(missing_ok=True)
+
+
+async def _nothing() -> None:
+    """Stand in where there is nothing to wait for."""
+
+
+async def _all(*coroutines: Coroutine[Any, Any, object]) -> None:
+    """Run together; when one fails, end the others and raise its error alone."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

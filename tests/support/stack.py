@@ -1,0 +1,255 @@
+"""The tests' stack: PostgreSQL and Kafka once per run, a world of its own for each who asks.
+
+The first worker that needs the servers starts them in a process of their own, which ends, data and
+all, when the run does (it watches the pid of pytest, or of the process that commands xdist's
+workers). `STACK_KAFKA` (host:port) and `STACK_POSTGRES` (an administrator's URL), set together,
+name servers from outside instead.
+"""
+
+import asyncio
+import fcntl
+import hashlib
+import itertools
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from deploy.local.environment import Surroundings, port_names
+from deploy.local.layout import ROOT, Layout, choose_ports, read_document
+from deploy.local.process import log_tail
+from deploy.provision import (
+    Infrastructure,
+    ServiceDatabase,
+    drop_databases,
+    drop_topics,
+    provision_databases,
+    provision_topics,
+    role_names,
+)
+from schemas.topics import ALL_TOPICS, Topic
+from services.chassis import db
+from services.chassis.declaration import Declaration, load, load_all
+
+START_TIMEOUT_S = 90.0
+_numbers = itertools.count(1)
+
+T = TypeVar("T")
+
+
+def run_pid() -> int:
+    """Return the pid of the process that this test run begins and ends with."""
+    # a worker of xdist is a child of the process that commands all of them
+    return os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+
+
+def infrastructure() -> Infrastructure:
+    """Return the servers of this run; the first call starts them (about 5 s)."""
+    kafka, postgres = os.environ.get("STACK_KAFKA"), os.environ.get("STACK_POSTGRES")
+    if bool(kafka) != bool(postgres):
+        raise RuntimeError("Set both STACK_KAFKA and STACK_POSTGRES, or neither.")
+    if kafka and postgres:
+        return Infrastructure(kafka_bootstrap=kafka, postgres_admin_dsn=postgres)
+    layout = Layout(ROOT / "var" / f"tests-{run_pid()}")
+    layout.folder.parent.mkdir(exist_ok=True)
+    with (layout.folder.parent / "tests.lock").open("w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if read_document(layout.state_path).get("phase") != "ready":
+            _start_servers(layout)
+    ports = read_document(layout.folder / "stack.json")["ports"]
+    password = read_document(layout.folder / "secrets.json")["passwords"]["postgres"]
+    return Infrastructure(
+        kafka_bootstrap=f"127.0.0.1:{ports['kafka']}",
+        postgres_admin_dsn=f"postgresql://postgres:{password}@127.0.0.1:{ports['postgres']}/postgres",
+    )
+
+
+def _start_servers(layout: Layout) -> None:
+    layout.prepare()
+    layout.state_path.unlink(missing_ok=True)
+    log_path = layout.logs / "supervisor.log"
+    with log_path.open("ab") as log:
+        supervisor = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "deploy.local", "run", "--folder", str(layout.folder)),
+                *("--servers-only", "--disposable", "--while-pid", str(run_pid())),
+            ],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while (state := read_document(layout.state_path)).get("phase") != "ready":
+        if supervisor.poll() is not None or time.monotonic() > deadline_s:
+            raise RuntimeError(
+                f"The tests' servers did not start: {state.get('error', '')}\n{log_tail(log_path)}"
+            )
+        time.sleep(0.05)
+    # it outlives this object on purpose; pytest would otherwise warn of a running child
+    supervisor.returncode = 0
+
+
+@dataclass(kw_only=True)
+class World:
+    """Databases, roles and topics of nobody else, migrated and ready for services.
+
+    Attributes:
+        prefix: before the names of databases and roles (`<prefix>_<service>`).
+        kafka_prefix: before the names of topics and groups.
+        databases: by service name.
+        environments: by service name: all a service needs, e.g. for a subprocess.
+        ports: free ports, by name (`deploy.local.environment.port_names`).
+    """
+
+    infrastructure: Infrastructure
+    prefix: str
+    kafka_prefix: str
+    declarations: Sequence[Declaration]
+    databases: Mapping[str, ServiceDatabase]
+    environments: Mapping[str, Mapping[str, str]]
+    ports: Mapping[str, int]
+    processes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
+
+    @property
+    def kafka_bootstrap(self) -> str:
+        """Kafka's address."""
+        return self.infrastructure.kafka_bootstrap
+
+    def topic(self, topic: Topic) -> str:
+        """Return a topic's name in this world."""
+        return self.kafka_prefix + topic.name
+
+    def database_url(self, service: str) -> str:
+        """Return the runtime role's URL."""
+        return self.databases[service].url
+
+    def owner_url(self, service: str) -> str:
+        """Return the owner's URL, for looking and arranging."""
+        return self.databases[service].migrate_url
+
+    def settings(self, service: str, **overrides: object) -> dict[str, Any]:
+        """Return the settings of a service as keyword arguments of its settings class.
+
+        Values are the texts that the environment holds: pass them through `model_validate`, or
+        give the class its environment.
+        """
+        start = f"{service.upper()}_"
+        environment = self.environments[service]
+        found: dict[str, Any] = {
+            name.removeprefix(start).lower(): value
+            for name, value in environment.items()
+            if name.startswith(start)
+        }
+        return found | overrides
+
+    def start(self, service: str, *arguments: str, **overrides: str) -> "subprocess.Popen[bytes]":
+        """Run a service as a process (`python -m services.<name>`); `close` ends it.
+
+        Args:
+            service: its name.
+            arguments: a subcommand of its own.
+            overrides: further environment.
+        """
+        folder = ROOT / "var" / "test-logs"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f"{self.prefix}-{service}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [
+                    *(sys.executable, "-I", "-S", str(ROOT / "deploy/local/launch.py")),
+                    *(str(os.getpid()), "9", "-"),
+                    *(sys.executable, "-m", f"services.{service}", *arguments),
+                ],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**self.environments[service], **overrides},
+            )
+        self.processes.append(process)
+        return process
+
+    async def close(self) -> None:
+        """End the processes started here, drop the databases and delete the topics."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+        await drop_databases(
+            self.infrastructure.postgres_admin_dsn, self.declarations, f"{self.prefix}_"
+        )
+        await drop_topics(self.kafka_bootstrap, self.kafka_prefix)
+
+
+def new_prefix() -> str:
+    """Return a prefix that no other world of this or another run has."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", f"{os.getpid()} {secrets.token_hex(4)}")
+    digest = hashlib.sha256(run.encode()).hexdigest()[:6]
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
+    return f"t{digest}{worker}n{next(_numbers)}"
+
+
+async def make_world(
+    prefix: str,
+    services: Sequence[str] | None = None,
+    *,
+    topics: Sequence[Topic] = ALL_TOPICS,
+    simulation: bool = False,
+    migrated: bool = True,
+) -> World:
+    """Make a world; about a second for all services. `await world.close()` removes it.
+
+    Args:
+        prefix: lower-case letters and digits, see `new_prefix`.
+        services: which services' databases; None = all.
+        topics: which topics.
+        simulation: marks the services' settings as a simulation.
+        migrated: whether the migrations are applied.
+    """
+    servers = infrastructure()
+    declarations = load_all() if services is None else tuple(load(name) for name in services)
+    passwords = {role: secrets.token_urlsafe(12) for role in role_names(declarations, f"{prefix}_")}
+    databases, _ = await asyncio.gather(
+        provision_databases(servers.postgres_admin_dsn, declarations, passwords, f"{prefix}_"),
+        provision_topics(servers.kafka_bootstrap, topics, f"{prefix}-"),
+    )
+    if migrated:
+        for declared in declarations:
+            if declared.database:
+                url = databases[declared.name].migrate_url
+                await db.migrate(url, declared.migration_folders)
+    ports = choose_ports(port_names(declarations), {}, {}, seed=prefix)
+    surroundings = Surroundings(
+        kafka_bootstrap=servers.kafka_bootstrap,
+        kafka_prefix=f"{prefix}-",
+        databases=databases,
+        ports=ports,
+        secrets={kind: {"k1": secrets.token_hex(32)} for kind in KEY_KINDS},
+        simulation=simulation,
+        overrides={},
+        source=ROOT,
+    )
+    return World(
+        infrastructure=servers,
+        prefix=prefix,
+        kafka_prefix=f"{prefix}-",
+        declarations=declarations,
+        databases=databases,
+        environments={declared.name: surroundings.of(declared) for declared in declarations},
+        ports=ports,
+    )
+
+
+KEY_KINDS = ("view_ticket_keys", "visit_cookie_keys")
+
+
+def finish(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end from code that is not async, whatever loop a test will use."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()

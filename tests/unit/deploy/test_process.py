@@ -1,0 +1,141 @@
+"""Which process is meant, how its log is kept short, and that it dies with its parent."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deploy.local.errors import StackError
+from deploy.local.identity import ProcessIdentity
+from deploy.local.process import (
+    LAUNCH,
+    LOG_FILES_MAX,
+    ManagedProcess,
+    ProcessSpecification,
+    rotate,
+    run_once,
+)
+from tests.support.eventually import eventually
+from tests.support.stack import finish
+
+PARENT_CODE = f"""
+import os, subprocess, sys, time
+code = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+launched = [sys.executable, "-I", "-S", {str(LAUNCH)!r}, str(os.getpid()), "9", "-"]
+subprocess.Popen([*launched, sys.executable, "-c", code])
+time.sleep(60)
+"""
+
+
+async def always() -> bool:
+    return True
+
+
+def specification(folder: Path, code: str) -> ProcessSpecification:
+    return ProcessSpecification(
+        name="child",
+        command=[sys.executable, "-u", "-c", code],
+        environment={"PATH": os.defpath},
+        folder=folder,
+        probe=always,
+        stop_timeout_s=0.5,
+    )
+
+
+def test_a_pid_that_was_given_to_another_process_is_not_signalled() -> None:
+    own = ProcessIdentity.of(os.getpid())
+    assert own is not None
+    assert own.is_alive
+    earlier = ProcessIdentity(own.pid, own.started_ticks - 1)
+    assert not earlier.is_alive
+    assert not earlier.send(signal.SIGKILL)
+
+
+def test_a_process_that_has_ended_is_nobody() -> None:
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as process:
+        identity = ProcessIdentity.of(process.pid)
+    assert identity is not None
+    assert not identity.is_alive
+    assert not identity.send(signal.SIGTERM)
+
+
+def test_a_long_log_is_moved_aside_and_the_writer_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "kafka.log"
+    with path.open("ab", buffering=0) as writer:
+        for number in range(LOG_FILES_MAX + 2):
+            writer.write(f"round {number} {'x' * 100}\n".encode())
+            assert rotate(path, bytes_max=100)
+        writer.write(b"the end\n")
+    assert path.read_bytes() == b"the end\n"
+    kept = sorted(tmp_path.glob("kafka.log.*"))
+    assert [file.name for file in kept] == [
+        f"kafka.log.{number}" for number in range(1, LOG_FILES_MAX + 1)
+    ]
+    assert kept[0].read_text(encoding="ascii").startswith(f"round {LOG_FILES_MAX + 1} ")
+    assert not rotate(path, bytes_max=100)
+
+
+def test_a_child_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
+    """A parent is killed outright; the kernel ends the program that it launched."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT_CODE], stdout=subprocess.PIPE, text=True
+    )
+    with parent:
+        assert parent.stdout is not None
+        child = ProcessIdentity.of(int(parent.stdout.readline()))
+        assert child is not None
+        parent.kill()
+
+    async def child_has_ended() -> bool:
+        return not child.is_alive
+
+    finish(eventually(child_has_ended, within_s=5))
+
+
+async def test_a_process_that_ends_is_started_again_later_each_time(tmp_path: Path) -> None:
+    process = ManagedProcess(
+        specification(tmp_path, "print('here')"), tmp_path / "child.log", lambda: None
+    )
+    loop = asyncio.get_running_loop()
+    start_s = loop.time()
+    await process.start()
+
+    async def was_restarted_twice() -> bool:
+        return process.n_restarts == 2
+
+    await eventually(was_restarted_twice, within_s=10)
+    # 0.5 s, then 1 s
+    assert loop.time() - start_s >= 1.5
+    await process.stop()
+    assert not process.is_wanted
+
+
+async def test_a_process_that_does_not_end_when_asked_is_killed(tmp_path: Path) -> None:
+    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf'); time.sleep(60)"
+    process = ManagedProcess(specification(tmp_path, code), tmp_path / "child.log", lambda: None)
+    await process.start()
+
+    async def ignores_the_signal() -> bool:
+        return b"deaf" in process.log_path.read_bytes()
+
+    await eventually(ignores_the_signal, within_s=10)
+    await process.stop()
+    assert process.exit_code == -signal.SIGKILL
+    assert process.n_restarts == 0
+
+
+async def test_a_command_that_fails_is_told_with_its_last_lines(tmp_path: Path) -> None:
+    code = "raise SystemExit('no such column')"
+    with pytest.raises(StackError, match=r"(?s)child ended with 1.*no such column"):
+        await run_once(specification(tmp_path, code), tmp_path / "child.log")
+
+
+async def test_a_command_that_hangs_is_ended(tmp_path: Path) -> None:
+    with pytest.raises(StackError, match="longer than 1 s"):
+        await run_once(
+            specification(tmp_path, "import time; time.sleep(60)"), tmp_path / "child.log", 1.0
+        )
