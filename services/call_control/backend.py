@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from enum import StrEnum
+from functools import cache
 from types import MappingProxyType
 from typing import Any, Protocol, Self, TypeAlias, get_type_hints
 from uuid import UUID
@@ -128,6 +129,11 @@ def _from_plain(kind: object, value: Plain) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+@cache
+def _types_of(message: type) -> Mapping[str, object]:
+    return MappingProxyType(get_type_hints(message))
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Message:
     """Base of all messages: to plain data and back."""
@@ -146,7 +152,8 @@ class _Message:
         """
         if data["type"] != cls.__name__:
             raise ValueError(f"not a {cls.__name__}")
-        kinds = get_type_hints(cls)
+        # mypy takes the instances' __hash__ for the class's
+        kinds = _types_of(cls)  # type: ignore[arg-type]
         init = [f.name for f in fields(cls) if f.init]
         return cls(**{name: _from_plain(kinds[name], data[name]) for name in init})
 

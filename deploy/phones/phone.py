@@ -1,0 +1,99 @@
+"""What a telephone does when called, and what it has seen of its calls."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deploy.phones.exchange import PhoneExchange
+
+CALLS_KEPT_MAX = 1_000
+"""Of a telephone in a long demo the oldest calls are forgotten."""
+TONE_OF_CALLER_HZ = 440
+TONE_OF_CALLED_HZ = 880
+
+
+class Mode(StrEnum):
+    """What a telephone does when called."""
+
+    ANSWER = "answer"
+    BUSY = "busy"
+    NO_ANSWER = "no_answer"
+
+
+class CallEnd(StrEnum):
+    """Who ended a call."""
+
+    PHONE = "phone"
+    FAR_END = "far_end"
+    NOT_ACKNOWLEDGED = "not_acknowledged"
+    """Our answer was never acknowledged, for 32 s: the caller has died."""
+
+
+@dataclass
+class PhoneCall:
+    """A call as the telephone saw it. Counters and instants; no number, no speech (R-C6).
+
+    Attributes:
+        was_offered: the call came with an offer (we are B); without one we make it (we are A).
+        heard_hz: the tone heard most; None = silence.
+    """
+
+    was_offered: bool
+    ringing_at: datetime | None = None
+    answered_at: datetime | None = None
+    acknowledged_at: datetime | None = None
+    ended_at: datetime | None = None
+    ended_by: CallEnd | None = None
+    rtp_sent: int = 0
+    rtp_received: int = 0
+    heard_hz: int | None = None
+
+
+@dataclass
+class Phone:
+    """A telephone: on an exchange of its own at `host` and `port`, or plugged into one (`plug`).
+
+    Attributes:
+        tone_hz: what it says; None = 440 Hz called back (A), 880 Hz as the destination (B).
+        hang_up_after_s: from the acknowledgement of its answer; None = never by itself.
+    """
+
+    number: str
+    host: str = "127.0.0.1"
+    port: int = 0
+    tone_hz: int | None = None
+    answer_after_s: float = 1.0
+    hang_up_after_s: float | None = None
+    mode: Mode = Mode.ANSWER
+    calls: list[PhoneCall] = field(default_factory=list)
+    exchange: "PhoneExchange | None" = field(default=None, repr=False)
+
+    async def start(self) -> None:
+        """Open an exchange with this telephone only; `port` is set if it was 0.
+
+        Raises:
+            OSError: the port is taken.
+        """
+        from deploy.phones.exchange import PhoneExchange  # noqa: PLC0415 - each needs the other
+
+        self.exchange = PhoneExchange(self.host, self.port)
+        self.exchange.plug(self)
+        await self.exchange.start()
+        self.port = self.exchange.port
+
+    async def stop(self) -> None:
+        """Hang up and close the exchange."""
+        if self.exchange is not None:
+            await self.exchange.stop()
+
+    def hang_up(self) -> None:
+        """End all its calls, talking or ringing, now."""
+        if self.exchange is not None:
+            self.exchange.hang_up(self)
+
+    def note(self, call: PhoneCall) -> None:
+        """Remember a call."""
+        self.calls.append(call)
+        del self.calls[:-CALLS_KEPT_MAX]

@@ -1,0 +1,1 @@
+"""Tests of the SIP back end and the demo telephones, over the wire."""
