@@ -1,0 +1,47 @@
+"""Builds the process; nothing else does."""
+
+from prometheus_client import CollectorRegistry
+
+from schemas import topics
+from services.chassis.clock import sleep
+from services.chassis.db import DayTable
+from services.chassis.service import Service
+from services.consent import handlers
+from services.consent.classification import TABLES
+from services.consent.declaration import DECLARATION
+from services.consent.http import build_http
+from services.consent.settings import Settings
+from services.consent.store import INVARIANTS, Store
+from services.privacy.executor import on_retention_orders
+
+_YEARS_EVERY_S = 3600.0
+
+
+def build(settings: Settings | None = None) -> Service[Store]:
+    """Return the service, not yet started."""
+    settings = settings or Settings.load()
+    registry = CollectorRegistry()
+    service = Service(
+        declaration=DECLARATION,
+        settings=settings,
+        registry=registry,
+        store=Store,
+        day_tables=(DayTable("consent_subject"),),
+        invariants=INVARIANTS,
+    )
+    service.consume(
+        {
+            topics.CONSENT: handlers.on_consents,
+            topics.RETENTION_ORDER: on_retention_orders(TABLES, simulation=settings.simulation),
+        }
+    )
+    service.serve(build_http(service.transaction))
+    service.task("years", lambda: _maintain_years(service))
+    return service
+
+
+async def _maintain_years(service: Service[Store]) -> None:
+    while True:
+        async with service.transaction() as ctx:
+            await ctx.store.maintain_years()
+        await sleep(_YEARS_EVERY_S)

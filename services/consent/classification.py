@@ -1,0 +1,26 @@
+"""What each column is (D5), and which tables age."""
+
+from schemas.retention import DataKind
+from services.privacy.declare import Classification, PeriodStart, Table, personal
+
+TABLES = (
+    Table(name="consent_subject", kind=DataKind.AD_USE, day_column="subject_day"),
+    Table(
+        name="consent_record",
+        kind=DataKind.CONSENT_RECORD,
+        day_column="ends_on",
+        drop_sql="SELECT partition, n_rows FROM consent_record_drop($1, $2)",
+    ),
+)
+
+CLASSIFICATION: Classification = {
+    "consent_subject": personal(
+        "subject_day visitor_id proof_id", kind=DataKind.AD_USE, start=PeriodStart.EVENT
+    ),
+    "consent_record": personal(
+        "ends_on decision_id purpose proof_id decision catalogue_version wording_version language"
+        " method decided_at",
+        kind=DataKind.CONSENT_RECORD,
+        start=PeriodStart.CONSENT_END,
+    ),
+}

@@ -1,0 +1,114 @@
+"""Per topic: load, decide, save, enqueue."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from uuid import UUID
+
+from schemas import topics
+from schemas.consent import ConsentV1
+from services.chassis.context import Context
+from services.chassis.errors import Poison
+from services.chassis.received import Received
+from services.consent import domain
+from services.consent.domain import Decision, Novelty, Verdict
+from services.consent.store import Loaded, Proof, Store, Subject
+from services.consent.wire import to_wire
+from services.privacy import calendar
+
+Consents = Sequence[Received[ConsentV1]]
+
+
+async def on_consents(ctx: Context[Store], batch: Consents) -> None:
+    """Record a poll's decisions; publish the new state of each visitor for whom it changed."""
+    loaded = await ctx.store.load(
+        {received.event.visitor_id for received in batch},
+        {received.event.decision_id for received in batch},
+    )
+    fold = _Fold(before=dict(loaded.subjects), loaded=loaded)
+    for received in batch:
+        _record(ctx, fold, received)
+    await ctx.store.save(fold.proofs, loaded.subjects.values(), fold.before)
+    for visitor_id, (cause, earlier) in fold.touched.items():
+        decisions = loaded.decisions[loaded.subjects[visitor_id].proof_id].values()
+        if (states := domain.states_of(decisions)) != earlier:
+            ctx.outbox.add(topics.CONSENT_STATE, to_wire(visitor_id, states), cause=cause)
+
+
+@dataclass(kw_only=True)
+class _Fold:
+    """What a poll has come to so far.
+
+    Attributes:
+        touched: visitor -> the last event about them, and what stood before the poll.
+    """
+
+    before: dict[UUID, Subject]
+    loaded: Loaded
+    proofs: list[Proof] = field(default_factory=list)
+    touched: dict[UUID, tuple[Received[ConsentV1], tuple[domain.State, ...]]] = field(
+        default_factory=dict
+    )
+
+
+def _record(ctx: Context[Store], fold: _Fold, received: Received[ConsentV1]) -> None:
+    """Judge one event and take what is new in it into the fold."""
+    event = received.event
+    judged = domain.judge(
+        event.decision_id,
+        [(choice.purpose.value, Verdict(choice.decision.value)) for choice in event.choices],
+        decided_at=received.time,
+        now=ctx.now,
+    )
+    for refusal in judged.refusals:
+        ctx.count(topics.CONSENT, f"refused_{refusal.value}")
+    if not judged.decisions:
+        return
+    subject = _subject(ctx, fold, received)
+    if fold.loaded.owners.setdefault(event.decision_id, subject.proof_id) != subject.proof_id:
+        raise Poison("decision_of_another_visitor")
+    known = fold.loaded.decisions.setdefault(subject.proof_id, {})
+    earlier = domain.states_of(known.values())
+    fresh = [decision for decision in judged.decisions if _is_new(known, decision)]
+    known.update((decision.key, decision) for decision in fresh)
+    fold.proofs.extend(_proof(event, decision, subject.proof_id) for decision in fresh)
+    ctx.count(topics.CONSENT, "recorded" if fresh else "duplicate")
+    first_seen = fold.touched.get(event.visitor_id, (received, earlier))[1]
+    fold.touched[event.visitor_id] = (received, first_seen)
+
+
+def _is_new(known: dict[tuple[UUID, str], Decision], decision: Decision) -> bool:
+    match domain.compare(known, decision):
+        case Novelty.NEW:
+            return True
+        case Novelty.KNOWN:
+            return False
+        case Novelty.CONTRADICTS:
+            raise Poison("decision_contradicts")
+
+
+def _subject(ctx: Context[Store], fold: _Fold, received: Received[ConsentV1]) -> Subject:
+    """Return the visitor's link, made or moved so that it lies in the first decision's day.
+
+    One proof id per visitor; the row never follows later decisions, so that the link goes 7 x 24 h
+    after the first of them (R-D5); a visit's life is shorter, so no visitor outlives the link.
+    """
+    visitor_id, day = received.event.visitor_id, calendar.utc_date(received.time)
+    subject = fold.loaded.subjects.get(visitor_id)
+    if subject is None:
+        subject = Subject(visitor_id=visitor_id, proof_id=ctx.ids.new(), day=day)
+    elif day < subject.day:
+        subject = replace(subject, day=day)
+    fold.loaded.subjects[visitor_id] = subject
+    return subject
+
+
+def _proof(event: ConsentV1, decision: Decision, proof_id: UUID) -> Proof:
+    return Proof(
+        decision=decision,
+        proof_id=proof_id,
+        ends_on=calendar.berlin_date(decision.decided_at + domain.VISIT_LIFE),
+        catalogue_version=event.catalogue_version,
+        wording_version=event.wording_version,
+        language=event.language,
+        method=event.method.value,
+    )

@@ -1,0 +1,190 @@
+"""All SQL of this service."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from uuid import UUID
+
+import asyncpg
+
+from services.chassis import db
+from services.consent.domain import Decision, Verdict
+from services.privacy.invariants import D1_NO_DAY_PARTITION_TOO_OLD
+
+DECISIONS_PER_PURPOSE_MAX = 256
+"""Newest decisions per visitor and purpose that are read: a bound, far above what a person does."""
+
+INVARIANTS = {
+    "d1_no_day_partition_too_old": D1_NO_DAY_PARTITION_TOO_OLD,
+    # one proof per visitor, one visitor per proof
+    "one_proof_per_visitor": """
+        SELECT count(*) FROM (
+            SELECT visitor_id FROM consent_subject GROUP BY visitor_id HAVING count(*) > 1
+            UNION ALL
+            SELECT proof_id FROM consent_subject GROUP BY proof_id HAVING count(*) > 1
+        ) doubled
+    """,
+    "every_subject_has_a_record": """
+        SELECT count(*) FROM consent_subject s
+        WHERE NOT EXISTS (SELECT FROM consent_record r WHERE r.proof_id = s.proof_id)
+    """,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """The link from a visitor to the proof of what they decided."""
+
+    visitor_id: UUID
+    proof_id: UUID
+    day: date
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """One decision with what proves it."""
+
+    decision: Decision
+    proof_id: UUID
+    ends_on: date
+    catalogue_version: str
+    wording_version: str
+    language: str
+    method: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """What is known of some visitors.
+
+    Attributes:
+        decisions: by proof, then by natural key.
+        owners: decision id -> proof, for the decisions asked for.
+    """
+
+    subjects: dict[UUID, Subject] = field(default_factory=dict)
+    decisions: dict[UUID, dict[tuple[UUID, str], Decision]] = field(default_factory=dict)
+    owners: dict[UUID, UUID] = field(default_factory=dict)
+
+
+class Store:
+    """Consent's rows on one open transaction."""
+
+    def __init__(self, connection: db.Connection) -> None:
+        """Take the transaction's connection."""
+        self._connection = connection
+
+    async def load(self, visitor_ids: Collection[UUID], decision_ids: Collection[UUID]) -> Loaded:
+        """Lock the visitors' rows, in key order, and read all that is known of them."""
+        rows = await self._connection.fetch(
+            """
+            SELECT visitor_id, proof_id, subject_day FROM consent_subject
+            WHERE visitor_id = ANY($1) ORDER BY visitor_id, subject_day FOR UPDATE
+            """,
+            list(visitor_ids),
+        )
+        subjects = {
+            row["visitor_id"]: Subject(
+                visitor_id=row["visitor_id"], proof_id=row["proof_id"], day=row["subject_day"]
+            )
+            for row in rows
+        }
+        assert len(subjects) == len(rows)  # one proof per visitor
+        loaded = Loaded(subjects=subjects)
+        for row in await self._records([subject.proof_id for subject in subjects.values()]):
+            decision = _decision(row)
+            loaded.decisions.setdefault(row["proof_id"], {})[decision.key] = decision
+        for row in await self._connection.fetch(
+            """
+            SELECT decision_id, purpose, decision, decided_at, proof_id FROM consent_record
+            WHERE decision_id = ANY($1)
+            """,
+            list(decision_ids),
+        ):
+            loaded.owners[row["decision_id"]] = row["proof_id"]
+            # also where the newest ones do not reach back to it
+            decision = _decision(row)
+            loaded.decisions.setdefault(row["proof_id"], {})[decision.key] = decision
+        return loaded
+
+    async def decisions_of(self, visitor_id: UUID) -> list[Decision]:
+        """Return what a visitor decided; nothing once the link has gone."""
+        rows = await self._connection.fetch(
+            "SELECT proof_id FROM consent_subject WHERE visitor_id = $1", visitor_id
+        )
+        return [_decision(row) for row in await self._records([row["proof_id"] for row in rows])]
+
+    async def save(
+        self, proofs: Sequence[Proof], subjects: Iterable[Subject], before: Mapping[UUID, Subject]
+    ) -> None:
+        """Append records and place each visitor's link in the day of the first decision.
+
+        Args:
+            proofs: new ones only.
+            subjects: as they are now.
+            before: as `load` gave them; a link that moved to an earlier day leaves its old row.
+        """
+        await self._connection.executemany(
+            """
+            INSERT INTO consent_record (ends_on, decision_id, purpose, proof_id, decision,
+                catalogue_version, wording_version, language, method, decided_at)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+            """,
+            [_row(proof) for proof in proofs],
+        )
+        moved = [
+            (subject, before.get(subject.visitor_id))
+            for subject in subjects
+            if before.get(subject.visitor_id) != subject
+        ]
+        await self._connection.executemany(
+            "INSERT INTO consent_subject (subject_day, visitor_id, proof_id) VALUES ($1, $2, $3)",
+            [(subject.day, subject.visitor_id, subject.proof_id) for subject, _ in moved],
+        )
+        await self._connection.executemany(
+            "DELETE FROM consent_subject WHERE subject_day = $1 AND visitor_id = $2",
+            [(old.day, old.visitor_id) for _, old in moved if old is not None],
+        )
+
+    async def maintain_years(self) -> None:
+        """Make the partitions of this year and the next."""
+        await self._connection.execute("SELECT consent_year_maintain()")
+
+    async def _records(self, proof_ids: list[UUID]) -> list[asyncpg.Record]:
+        rows: list[asyncpg.Record] = await self._connection.fetch(
+            """
+            SELECT decision_id, purpose, decision, decided_at, proof_id FROM (
+                SELECT *, row_number() OVER (
+                    PARTITION BY proof_id, purpose ORDER BY decided_at DESC, decision_id DESC
+                ) AS nth
+                FROM consent_record WHERE proof_id = ANY($1)
+            ) newest WHERE nth <= $2
+            """,
+            proof_ids,
+            DECISIONS_PER_PURPOSE_MAX,
+        )
+        return rows
+
+
+def _decision(row: asyncpg.Record) -> Decision:
+    return Decision(
+        decision_id=row["decision_id"],
+        purpose=row["purpose"],
+        verdict=Verdict(row["decision"]),
+        decided_at=row["decided_at"],
+    )
+
+
+def _row(proof: Proof) -> tuple[date, UUID, str, UUID, str, str, str, str, str, datetime]:
+    return (
+        proof.ends_on,
+        proof.decision.decision_id,
+        proof.decision.purpose,
+        proof.proof_id,
+        proof.decision.verdict.value,
+        proof.catalogue_version,
+        proof.wording_version,
+        proof.language,
+        proof.method,
+        proof.decision.decided_at,
+    )

@@ -1,0 +1,18 @@
+"""What each column is (D5): orders and receipts hold opaque ids and counts, nothing personal (D4).
+
+Their period is R-D10's (until the end of the third calendar year); it becomes part of the schedule
+with the long rules.
+"""
+
+from services.privacy.declare import Classification, plain
+
+CLASSIFICATION: Classification = {
+    "retention_sweep": plain("sweep_id as_of swept_at schedule_version"),
+    "retention_order": plain(
+        "order_id kind requirement before_day attempt as_of issued_at overdue_at expected"
+    ),
+    "retention_sweep_order": plain("sweep_id order_id is_new"),
+    "retention_receipt": plain("order_id service kind counts done_at received_at"),
+    "retention_completion": plain("order_id completed_at"),
+    "retention_topic_age": plain("topic part oldest_at age_max measured_at"),
+}

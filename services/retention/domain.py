@@ -1,0 +1,137 @@
+"""Rules of orders and receipts: pure."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from enum import StrEnum
+from uuid import UUID
+
+AHEAD_MAX = timedelta(minutes=5)
+KAFKA = "kafka"
+"""Answers, in a simulation, for what the topics still held."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """Drop everything of a kind before a day. Natural key: (`kind`, `before_day`, `attempt`).
+
+    Attributes:
+        expected: who has to answer; the order is complete when all have (D3).
+        attempt: 0, or the number of the repetition that a person asked for.
+    """
+
+    order_id: UUID
+    kind: str
+    requirement: str
+    before_day: date
+    attempt: int
+    as_of: datetime
+    issued_at: datetime
+    overdue_at: datetime
+    expected: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count:
+    """How much of one table or topic went."""
+
+    table: str
+    n_partitions: int
+    n_rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """What one service did about an order. Natural key: (`order_id`, `service`)."""
+
+    order_id: UUID
+    service: str
+    kind: str
+    counts: tuple[Count, ...]
+    done_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """An order as it stands."""
+
+    order: Order
+    receipts: tuple[Receipt, ...]
+    completed_at: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A sweep with its orders as they stand."""
+
+    sweep_id: UUID
+    as_of: datetime
+    swept_at: datetime
+    schedule_version: str
+    orders: tuple[Standing, ...]
+
+
+class Refusal(StrEnum):
+    """Why a sweep is not made."""
+
+    AS_OF_IN_THE_FUTURE = "as_of_in_the_future"
+    AS_OF_WITHOUT_OFFSET = "as_of_without_offset"
+
+
+def refuse_as_of(as_of: datetime, *, now: datetime, simulation: bool) -> Refusal | None:
+    """Say why a sweep as of an instant must not be made; None where it may.
+
+    What is not due yet is somebody's data: only a stack marked as a simulation may look ahead.
+    """
+    if as_of.tzinfo is None:
+        return Refusal.AS_OF_WITHOUT_OFFSET
+    if as_of > now + AHEAD_MAX and not simulation:
+        return Refusal.AS_OF_IN_THE_FUTURE
+    return None
+
+
+def answerers(services: Collection[str], *, as_of: datetime, now: datetime) -> tuple[str, ...]:
+    """Return who has to answer an order; one that looks ahead empties the topics as well."""
+    assert services
+    looks_ahead = as_of > now + AHEAD_MAX
+    return (*sorted(services), *((KAFKA,) if looks_ahead else ()))
+
+
+class Answer(StrEnum):
+    """What a receipt is to its order."""
+
+    NEW = "new"
+    REPEATED = "repeated"
+    ORDER_UNKNOWN = "order_unknown"
+    SERVICE_UNEXPECTED = "service_unexpected"
+    KIND_DIFFERS = "kind_differs"
+    CONTRADICTS = "receipt_contradicts"
+
+
+def judge(order: Order | None, receipt: Receipt, earlier: Receipt | None) -> Answer:
+    """Say what a receipt is; a second one of the same service must say the same."""
+    if order is None:
+        return Answer.ORDER_UNKNOWN
+    assert order.order_id == receipt.order_id
+    if receipt.service not in order.expected:
+        return Answer.SERVICE_UNEXPECTED
+    if receipt.kind != order.kind:
+        return Answer.KIND_DIFFERS
+    if earlier is None:
+        return Answer.NEW
+    return Answer.REPEATED if earlier == receipt else Answer.CONTRADICTS
+
+
+def silent(order: Order, answered: Collection[str]) -> tuple[str, ...]:
+    """Return who has not answered yet; an order is complete when nobody is silent (D3)."""
+    return tuple(service for service in order.expected if service not in answered)
+
+
+def is_overdue(order: Order, answered: Collection[str], *, now: datetime) -> bool:
+    """Whether somebody has been silent for longer than the set time."""
+    return bool(silent(order, answered)) and now > order.overdue_at
+
+
+def is_complete(sweep: Sweep) -> bool:
+    """Whether every order of a sweep has all of its answers (D3)."""
+    return all(standing.completed_at is not None for standing in sweep.orders)

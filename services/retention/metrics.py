@@ -1,0 +1,30 @@
+"""Metrics of this service besides the chassis'."""
+
+from prometheus_client import CollectorRegistry, Gauge
+
+
+class Metrics:
+    """What retention exports about orders and topics."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Create all metrics in the given registry."""
+        # Moves with each sweep that orders something, and back with the receipts.
+        self.orders_open = Gauge(
+            "orders_open", "Orders that not all services have answered.",
+            namespace="retention", registry=registry,
+        )  # fmt: skip
+        # Odd: anything but 0; a service is silent, see its lag and its log (D3).
+        self.orders_overdue = Gauge(
+            "orders_overdue", "Orders unanswered for longer than the set time.",
+            namespace="retention", registry=registry,
+        )  # fmt: skip
+        # Odd: towards the topic's own rule; the broker does not delete (D1).
+        self.topic_oldest_record_age = Gauge(
+            "topic_oldest_record_age_seconds", "Age of the oldest record on disk.",
+            ["topic", "partition"], namespace="retention", registry=registry,
+        )  # fmt: skip
+        # Instant of the last sweep by timer, seconds since the epoch. Odd: over an hour ago.
+        self.last_sweep = Gauge(
+            "last_sweep_timestamp_seconds", "When the timer last swept.",
+            namespace="retention", registry=registry,
+        )  # fmt: skip

@@ -1,0 +1,89 @@
+"""A sweep as a person or a program reads it; made only of ids, days and counts (D4)."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from services.retention import domain
+from services.retention.domain import Standing, Sweep
+
+
+def describe(standing: Standing) -> dict[str, Any]:
+    """Return an order with its receipts, as JSON data."""
+    order = standing.order
+    answered = {receipt.service for receipt in standing.receipts}
+    return {
+        "order_id": str(order.order_id),
+        "kind": order.kind,
+        "requirement": order.requirement,
+        "before_day": order.before_day.isoformat(),
+        "attempt": order.attempt,
+        "as_of": order.as_of.isoformat(),
+        "issued_at": order.issued_at.isoformat(),
+        "is_complete": standing.completed_at is not None,
+        "completed_at": standing.completed_at and standing.completed_at.isoformat(),
+        "silent": list(domain.silent(order, answered)),
+        "receipts": [
+            {
+                "service": receipt.service,
+                "done_at": receipt.done_at.isoformat(),
+                "counts": [
+                    {
+                        "table": count.table,
+                        "n_partitions": count.n_partitions,
+                        "n_rows": count.n_rows,
+                    }
+                    for count in receipt.counts
+                ],
+            }
+            for receipt in standing.receipts
+        ],
+    }
+
+
+def describe_sweep(sweep: Sweep) -> dict[str, Any]:
+    """Return a sweep with its orders, as JSON data."""
+    return {
+        "sweep_id": str(sweep.sweep_id),
+        "as_of": sweep.as_of.isoformat(),
+        "swept_at": sweep.swept_at.isoformat(),
+        "schedule_version": sweep.schedule_version,
+        "is_complete": domain.is_complete(sweep),
+        "orders": [describe(standing) for standing in sweep.orders],
+    }
+
+
+def as_json(sweep: Sweep) -> str:
+    """Return a sweep as one line of JSON."""
+    return json.dumps(describe_sweep(sweep))
+
+
+def as_table(sweep: Sweep) -> str:
+    """Return a sweep as a table: what went, per kind, service and table."""
+    rows = [("kind", "rule", "before", "service", "table", "partitions", "rows")]
+    for standing in sweep.orders:
+        order = standing.order
+        head = order.kind, order.requirement, order.before_day.isoformat()
+        answered = {receipt.service: receipt for receipt in standing.receipts}
+        for service in order.expected:
+            receipt = answered.get(service)
+            if receipt is None:
+                rows.append((*head, service, "no answer yet", "", ""))
+                continue
+            rows.extend(
+                (*head, service, count.table, str(count.n_partitions), str(count.n_rows))
+                for count in receipt.counts
+            )
+            if not receipt.counts:
+                rows.append((*head, service, "holds none", "0", "0"))
+    state = "complete" if domain.is_complete(sweep) else "NOT complete"
+    return f"sweep {sweep.sweep_id} as of {sweep.as_of.isoformat()}: {state}\n{columns(rows)}"
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of text in aligned columns."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )

@@ -1,0 +1,289 @@
+"""Consent's handlers on real PostgreSQL, under the service's own role (R-F2, R-F3, R-D5)."""
+
+import random
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import asyncpg
+import httpx
+import pytest
+
+from schemas import topics
+from schemas.consent import (
+    ConsentChoice,
+    ConsentDecision,
+    ConsentMethod,
+    ConsentStateV1,
+    ConsentV1,
+    Purpose,
+)
+from schemas.retention import DataKind, RetentionAction, RetentionOrderV1
+from services.chassis.errors import Poison
+from services.chassis.ids import TimeOrderedIds
+from services.consent.classification import TABLES
+from services.consent.handlers import on_consents
+from services.consent.http import build_http
+from services.consent.store import INVARIANTS, Store
+from services.privacy import calendar
+from services.privacy.executor import on_retention_orders
+from tests.support.bench import Bench, new_visitor_id, open_bench, received
+from tests.support.stack import World
+
+WORLD_SERVICES = ("consent",)
+IDS = TimeOrderedIds()
+GIVEN, REFUSED = ConsentDecision.GIVEN, ConsentDecision.REFUSED
+WITHDRAWN = ConsentDecision.WITHDRAWN
+
+
+@pytest.fixture
+async def bench(world: World) -> AsyncIterator[Bench[Store]]:
+    async with open_bench(world, "consent", Store, days_of=("consent_subject",)) as found:
+        yield found
+
+
+def consent(
+    visitor_id: UUID,
+    *choices: tuple[Purpose, ConsentDecision],
+    decision_id: UUID | None = None,
+) -> ConsentV1:
+    return ConsentV1(
+        decision_id=decision_id or IDS.new(),
+        visitor_id=visitor_id,
+        choices=tuple(ConsentChoice(purpose=p, decision=d) for p, d in choices),
+        catalogue_version="2026-11.1",
+        wording_version="de.1",
+        language="de",
+        method=ConsentMethod.BANNER,
+    )
+
+
+async def take(bench: Bench[Store], *events: tuple[ConsentV1, datetime]) -> list[ConsentStateV1]:
+    """Handle the events as one poll and return the states that it published."""
+    async with bench.transaction() as ctx:
+        await on_consents(ctx, [received(topics.CONSENT, event, at) for event, at in events])
+        return bench.enqueued(ctx, topics.CONSENT_STATE, ConsentStateV1)
+
+
+def in_force(state: ConsentStateV1) -> dict[str, bool]:
+    return {entry.purpose.value: entry.in_force for entry in state.purposes}
+
+
+async def test_a_decision_is_recorded_with_its_proof_and_published(bench: Bench[Store]) -> None:
+    """R-F2: who, what, when, how, and for which versions."""
+    visitor = new_visitor_id()
+    event = consent(visitor, (Purpose.MARKETING, GIVEN), (Purpose.STATISTICS, REFUSED))
+    (state,) = await take(bench, (event, bench.now))
+    assert state.visitor_id == visitor
+    assert in_force(state) == {"marketing": True, "statistics": False}
+    rows = await bench.fetch(
+        """
+        SELECT r.* FROM consent_record r JOIN consent_subject s USING (proof_id)
+        WHERE s.visitor_id = $1 ORDER BY purpose
+        """,
+        visitor,
+    )
+    assert [(r["purpose"], r["decision"], r["method"], r["language"]) for r in rows] == [
+        ("marketing", "given", "banner", "de"),
+        ("statistics", "refused", "banner", "de"),
+    ]
+    assert {(r["catalogue_version"], r["wording_version"]) for r in rows} == {("2026-11.1", "de.1")}
+    assert {r["decided_at"] for r in rows} == {bench.now}
+    assert {r["ends_on"] for r in rows} == {calendar.berlin_date(bench.now + timedelta(days=6))}
+    assert visitor not in {row["proof_id"] for row in rows}
+
+
+async def test_the_same_decision_again_records_and_publishes_nothing(bench: Bench[Store]) -> None:
+    """R-F2: by its natural key, within a poll and in a later one."""
+    event = consent(new_visitor_id(), (Purpose.MARKETING, GIVEN))
+    assert len(await take(bench, (event, bench.now), (event, bench.now))) == 1
+    assert await take(bench, (event, bench.now)) == []
+    rows = await bench.fetch("SELECT FROM consent_record WHERE decision_id = $1", event.decision_id)
+    assert len(rows) == 1
+
+
+async def test_withdrawal_is_published_and_keeps_when_it_was_in_force(bench: Bench[Store]) -> None:
+    """R-F3, K2: for the future only."""
+    visitor, later = new_visitor_id(), bench.now + timedelta(minutes=1)
+    await take(bench, (consent(visitor, (Purpose.MARKETING, GIVEN)), bench.now))
+    (state,) = await take(bench, (consent(visitor, (Purpose.MARKETING, WITHDRAWN)), later))
+    (purpose,) = state.purposes
+    assert (purpose.in_force, purpose.since) == (False, later)
+    assert [(c.decision, c.at) for c in purpose.changes] == [
+        (WITHDRAWN, later),
+        (GIVEN, bench.now),
+    ]
+
+
+async def test_an_older_decision_that_comes_late_changes_nothing_in_force(
+    bench: Bench[Store],
+) -> None:
+    """R-F3: a withdrawal is not undone by the consent before it; the history is made whole."""
+    visitor = new_visitor_id()
+    await take(bench, (consent(visitor, (Purpose.MARKETING, WITHDRAWN)), bench.now))
+    earlier = bench.now - timedelta(hours=30)
+    (state,) = await take(bench, (consent(visitor, (Purpose.MARKETING, GIVEN)), earlier))
+    assert in_force(state) == {"marketing": False}
+    assert len(state.purposes[0].changes) == 2
+
+
+async def test_a_visitor_keeps_one_proof_in_the_day_of_the_first_decision(
+    bench: Bench[Store],
+) -> None:
+    """R-D5: the link goes 7 x 24 h after the first decision, in whatever order they came."""
+    visitor = new_visitor_id()
+    days = [bench.now - timedelta(days=n) for n in (1, 0, 2)]
+    for at in days:
+        await take(bench, (consent(visitor, (Purpose.MARKETING, GIVEN)), at))
+    (link,) = await bench.fetch(
+        "SELECT subject_day, proof_id FROM consent_subject WHERE visitor_id = $1", visitor
+    )
+    assert link["subject_day"] == calendar.utc_date(min(days))
+    rows = await bench.fetch("SELECT FROM consent_record WHERE proof_id = $1", link["proof_id"])
+    assert len(rows) == 3
+
+
+async def test_refusing_what_is_necessary_is_a_counted_refusal(bench: Bench[Store]) -> None:
+    """R-F2: a value with its reason; nothing is recorded, nothing published."""
+    event = consent(new_visitor_id(), (Purpose.NECESSARY, REFUSED))
+    async with bench.transaction() as ctx:
+        await on_consents(ctx, [received(topics.CONSENT, event, bench.now)])
+        assert ctx.counts["consent", "refused_purpose_necessary"] == 1
+        assert ctx.outbox.rows == []
+    assert (
+        await bench.fetch("SELECT FROM consent_subject WHERE visitor_id = $1", event.visitor_id)
+        == []
+    )
+
+
+async def test_a_decision_id_with_another_content_is_poison(bench: Bench[Store]) -> None:
+    """R-F2: the same key with another body never passes silently."""
+    event = consent(new_visitor_id(), (Purpose.MARKETING, GIVEN))
+    await take(bench, (event, bench.now))
+    other = consent(event.visitor_id, (Purpose.MARKETING, REFUSED), decision_id=event.decision_id)
+    with pytest.raises(Poison, match="decision_contradicts"):
+        await take(bench, (other, bench.now))
+    stolen = consent(new_visitor_id(), (Purpose.MARKETING, GIVEN), decision_id=event.decision_id)
+    with pytest.raises(Poison, match="decision_of_another_visitor"):
+        await take(bench, (stolen, bench.now))
+
+
+async def test_a_decision_older_than_its_topic_allows_is_refused(bench: Bench[Store]) -> None:
+    """R-D5."""
+    event = consent(new_visitor_id(), (Purpose.MARKETING, GIVEN))
+    assert await take(bench, (event, bench.now - timedelta(hours=73))) == []
+    assert (
+        await bench.fetch("SELECT FROM consent_record WHERE decision_id = $1", event.decision_id)
+        == []
+    )
+
+
+async def test_any_split_order_and_repetition_ends_in_the_same_state(bench: Bench[Store]) -> None:
+    """R-F2: decisions of three days, shuffled, repeated and cut into polls by a seed."""
+    finals = set()
+    for seed in range(8):
+        rng, visitor = random.Random(seed), new_visitor_id()
+        script = [
+            (
+                consent(visitor, (purpose, decision)),
+                bench.now - timedelta(days=n % 3, minutes=n),
+            )
+            for n, (purpose, decision) in enumerate(
+                (purpose, decision)
+                for purpose in (Purpose.MARKETING, Purpose.STATISTICS, Purpose.PREFERENCES)
+                for decision in (GIVEN, WITHDRAWN, REFUSED, ConsentDecision.OBJECTED)
+            )
+        ]
+        events = script + rng.sample(script, 6)
+        rng.shuffle(events)
+        while events:
+            n = rng.randint(1, 5)
+            await take(bench, *events[:n])
+            del events[:n]
+        finals.add((await _served(bench, visitor)).model_dump_json(exclude={"visitor_id"}))
+    assert len(finals) == 1
+
+
+async def _served(bench: Bench[Store], visitor: UUID) -> ConsentStateV1:
+    transport = httpx.ASGITransport(app=build_http(bench.transaction))
+    async with httpx.AsyncClient(transport=transport, base_url="http://consent") as client:
+        response = await client.get(f"/v1/visitors/{visitor}/consent")
+    assert response.status_code == 200
+    return ConsentStateV1.model_validate_json(response.content)
+
+
+async def test_a_visitor_without_decision_has_nothing_in_force(bench: Bench[Store]) -> None:
+    """R-F4: an answer like any other, not an error."""
+    assert (await _served(bench, new_visitor_id())).purposes == ()
+
+
+async def test_records_can_be_neither_changed_nor_deleted_by_the_service(
+    bench: Bench[Store],
+) -> None:
+    """R-F2: append-only, also past the parent table, by a partition's own name."""
+    year = calendar.berlin_date(bench.now).year
+    await take(bench, (consent(new_visitor_id(), (Purpose.MARKETING, GIVEN)), bench.now))
+    for statement in (
+        "UPDATE consent_record SET decision = 'given'",
+        "DELETE FROM consent_record",
+        "TRUNCATE consent_record",
+        f"DELETE FROM consent_record_y{year}",
+        f"DROP TABLE consent_record_y{year}",
+    ):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await bench.fetch(statement)
+
+
+async def test_a_proof_outlives_its_link_by_years_and_is_then_dropped(bench: Bench[Store]) -> None:
+    """R-D5, R-D10: after 7 x 24 h no visitor; after the third calendar year no proof."""
+    visitor = new_visitor_id()
+    await take(bench, (consent(visitor, (Purpose.MARKETING, GIVEN)), bench.now))
+    handle = on_retention_orders(TABLES, simulation=True)
+    today = bench.now.date()
+    ends_year = calendar.berlin_date(bench.now + timedelta(days=6)).year
+    count = "SELECT count(*) FROM consent_record"
+    (kept,) = await bench.fetch(count)
+
+    async def drop(kind: DataKind, before_day: object) -> None:
+        order = RetentionOrderV1.model_validate(
+            {
+                "order_id": IDS.new(),
+                "kind": kind,
+                "action": RetentionAction.DROP,
+                "before_day": before_day,
+                "as_of": bench.now,
+            }
+        )
+        async with bench.transaction() as ctx:
+            await handle(ctx, [received(topics.RETENTION_ORDER, order, bench.now)])
+
+    await drop(DataKind.AD_USE, today + timedelta(days=1))
+    assert (await _served(bench, visitor)).purposes == ()
+    assert await bench.fetch(count) == [kept]
+    # the years before: the record stays until its own year's end lies three years back
+    await drop(DataKind.CONSENT_RECORD, today.replace(year=ends_year, month=1, day=1))
+    assert await bench.fetch(count) == [kept]
+    await drop(DataKind.CONSENT_RECORD, today.replace(year=ends_year + 1, month=1, day=1))
+    assert (await bench.fetch(count))[0]["count"] == 0
+    # what is being written to is there again
+    await take(bench, (consent(new_visitor_id(), (Purpose.MARKETING, GIVEN)), bench.now))
+
+
+async def test_the_invariants_hold_and_can_fail(bench: Bench[Store]) -> None:
+    """R-D5, D1: each query runs under the service's role and counts what it should."""
+    for name, sql in INVARIANTS.items():
+        assert (await bench.fetch(sql))[0]["count"] == 0, name
+    old = bench.now.date() - timedelta(days=8)
+    await bench.fetch("SELECT chassis_day_add('consent_subject', $1)", old)
+    proof, visitor = new_visitor_id(), new_visitor_id()
+    insert = "INSERT INTO consent_subject (subject_day, visitor_id, proof_id) VALUES ($1, $2, $3)"
+    await bench.fetch(insert, old, visitor, proof)
+    await bench.fetch(insert, bench.now.date(), visitor, proof)
+    found = {name: (await bench.fetch(sql))[0]["count"] for name, sql in INVARIANTS.items()}
+    assert found == {
+        "d1_no_day_partition_too_old": 1,
+        "one_proof_per_visitor": 2,
+        "every_subject_has_a_record": 2,
+    }
+    await bench.fetch("DELETE FROM consent_subject WHERE visitor_id = $1", visitor)
+    await bench.fetch("SELECT chassis_day_drop('consent_subject', $1)", old + timedelta(days=1))

@@ -1,0 +1,190 @@
+"""The executor of retention orders on real PostgreSQL (R-D5, R-D9, D1, D3, D4)."""
+
+from collections.abc import AsyncIterator
+from datetime import date, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from schemas import topics
+from schemas.retention import (
+    DataKind,
+    RetentionAction,
+    RetentionOrderV1,
+    RetentionReceiptV1,
+    TableCount,
+)
+from services.chassis.context import Context
+from services.chassis.errors import Poison
+from services.chassis.ids import TimeOrderedIds
+from services.consent.classification import TABLES
+from services.consent.store import Store
+from services.privacy.declare import Table
+from services.privacy.executor import BeforeDrop, on_retention_orders
+from tests.support.bench import Bench, new_visitor_id, open_bench, received
+from tests.support.stack import World
+
+WORLD_SERVICES = ("consent",)
+IDS = TimeOrderedIds()
+
+
+@pytest.fixture
+async def bench(world: World) -> AsyncIterator[Bench[Store]]:
+    async with open_bench(world, "consent", Store, days_of=("consent_subject",)) as found:
+        await found.fetch("DELETE FROM consent_subject")
+        yield found
+
+
+def order(
+    bench: Bench[Store],
+    before_day: date,
+    *,
+    kind: DataKind = DataKind.AD_USE,
+    ahead: timedelta = timedelta(0),
+) -> RetentionOrderV1:
+    return RetentionOrderV1(
+        order_id=IDS.new(),
+        kind=kind,
+        action=RetentionAction.DROP,
+        before_day=before_day,
+        as_of=bench.now + ahead,
+    )
+
+
+async def fill(bench: Bench[Store], day: date, n_rows: int) -> None:
+    await bench.fetch("SELECT chassis_day_add('consent_subject', $1)", day)
+    for _ in range(n_rows):
+        await bench.fetch(
+            "INSERT INTO consent_subject (subject_day, visitor_id, proof_id) VALUES ($1, $2, $3)",
+            day,
+            new_visitor_id(),
+            IDS.new(),
+        )
+
+
+async def days(bench: Bench[Store]) -> dict[date, int]:
+    rows = await bench.fetch("SELECT subject_day, count(*) AS n FROM consent_subject GROUP BY 1")
+    return {row["subject_day"]: row["n"] for row in rows}
+
+
+async def carry_out(
+    bench: Bench[Store],
+    *orders: RetentionOrderV1,
+    simulation: bool = False,
+    **hook: BeforeDrop,
+) -> list[RetentionReceiptV1]:
+    """Handle orders as one poll and return the receipts that it enqueued."""
+    handle = on_retention_orders(TABLES, simulation=simulation, **hook)
+    async with bench.transaction() as ctx:
+        await handle(ctx, [received(topics.RETENTION_ORDER, one, bench.now) for one in orders])
+        return bench.enqueued(ctx, topics.RETENTION_RECEIPT, RetentionReceiptV1)
+
+
+async def test_days_before_the_cut_go_and_the_receipt_counts_them(bench: Bench[Store]) -> None:
+    """R-D5, D1, D4: the day of the cut stays; the receipt holds counts and nothing else."""
+    today = bench.now.date()
+    cut = today - timedelta(days=6)
+    for n_days, n_rows in ((9, 2), (7, 3), (6, 4), (0, 1)):
+        await fill(bench, today - timedelta(days=n_days), n_rows)
+    issued = order(bench, cut)
+    (receipt,) = await carry_out(bench, issued)
+    assert await days(bench) == {cut: 4, today: 1}
+    assert receipt == RetentionReceiptV1(
+        order_id=issued.order_id,
+        service="consent",
+        kind=DataKind.AD_USE,
+        counts=(TableCount(table="consent_subject", n_partitions=2, n_rows=5),),
+        done_at=bench.now,
+    )
+
+
+async def test_the_same_order_again_gets_the_same_receipt_and_does_nothing(
+    bench: Bench[Store],
+) -> None:
+    """R-D9: idempotent by the order's id, within a poll and in a later one."""
+    day = bench.now.date() - timedelta(days=8)
+    await fill(bench, day, 2)
+    issued = order(bench, day + timedelta(days=1))
+    first, second = await carry_out(bench, issued, issued)
+    await fill(bench, day, 1)
+    bench.now += timedelta(hours=1)
+    (third,) = await carry_out(bench, issued)
+    assert first == second == third
+    assert (await days(bench)).get(day) == 1
+
+
+async def test_a_kind_that_the_service_does_not_hold_is_answered_too(bench: Bench[Store]) -> None:
+    """D3: silence would look like a service that is down."""
+    (receipt,) = await carry_out(bench, order(bench, date(2026, 1, 1), kind=DataKind.TRAFFIC_DATA))
+    assert receipt.counts == ()
+    assert receipt.service == "consent"
+
+
+async def test_an_order_with_nothing_due_is_answered_with_zeros(bench: Bench[Store]) -> None:
+    """D3."""
+    (receipt,) = await carry_out(bench, order(bench, date(2026, 1, 1)))
+    assert receipt.counts == (TableCount(table="consent_subject", n_partitions=0, n_rows=0),)
+
+
+async def test_an_order_from_the_future_is_poison_outside_a_simulation(bench: Bench[Store]) -> None:
+    """R-D9: each service refuses by itself what would drop data that is not due."""
+    today = bench.now.date()
+    await fill(bench, today, 1)
+    issued = order(bench, today + timedelta(days=1), ahead=timedelta(days=8))
+    with pytest.raises(Poison, match="order_from_the_future"):
+        await carry_out(bench, issued)
+    assert await days(bench) == {today: 1}
+
+
+async def test_a_simulation_drops_today_and_can_write_on(bench: Bench[Store]) -> None:
+    """R-D5: eight days later nothing is left, and the days of the real clock are there again."""
+    today = bench.now.date()
+    await fill(bench, today, 3)
+    issued = order(bench, today + timedelta(days=3), ahead=timedelta(days=8))
+    (receipt,) = await carry_out(bench, issued, simulation=True)
+    assert receipt.counts[0].n_rows == 3
+    assert await days(bench) == {}
+    await bench.fetch(
+        "INSERT INTO consent_subject (subject_day, visitor_id, proof_id) VALUES ($1, $2, $3)",
+        today,
+        new_visitor_id(),
+        IDS.new(),
+    )
+
+
+async def test_a_service_settles_in_the_same_transaction_before_rows_go(
+    bench: Bench[Store],
+) -> None:
+    """L1, R-D5: what must outlive the rows is written while they are still there."""
+    day = bench.now.date() - timedelta(days=8)
+    await fill(bench, day, 2)
+    seen: list[tuple[UUID, str, int]] = []
+
+    async def settle(ctx: Context[Any], table: Table, issued: RetentionOrderV1) -> None:
+        n_rows = await ctx.connection.fetchval("SELECT count(*) FROM consent_subject")
+        seen.append((issued.order_id, table.name, n_rows))
+
+    issued = order(bench, day + timedelta(days=1))
+    await carry_out(bench, issued, before_drop=settle)
+    await carry_out(bench, issued, before_drop=settle)
+    assert seen == [(issued.order_id, "consent_subject", 2)]
+
+
+async def test_a_failure_leaves_neither_deed_nor_receipt(bench: Bench[Store]) -> None:
+    """R-D9: no receipt without its deed, no deed without its receipt."""
+    day = bench.now.date() - timedelta(days=8)
+    await fill(bench, day, 2)
+    issued = order(bench, day + timedelta(days=1))
+    handle = on_retention_orders(TABLES, simulation=False)
+
+    async def fail_after_the_drop() -> None:
+        async with bench.transaction() as ctx:
+            await handle(ctx, [received(topics.RETENTION_ORDER, issued, bench.now)])
+            raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        await fail_after_the_drop()
+    assert await days(bench) == {day: 2}
+    (receipt,) = await carry_out(bench, issued)
+    assert receipt.counts[0].n_rows == 2

@@ -1,0 +1,353 @@
+"""Retention with real processes, Kafka and PostgreSQL (R-D5, R-D9, D1, D3, D4).
+
+Goal: an order leaves by Kafka, a real service drops its day partitions and answers, and nothing
+counts as done before everyone has answered. Method: consent and retention run as processes; the
+test itself answers for the two services that are not under test here.
+"""
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
+from deploy.provision import Infrastructure
+from schemas import topics
+from schemas.consent import ConsentChoice, ConsentDecision, ConsentMethod, ConsentV1, Purpose
+from schemas.retention import RetentionOrderV1, RetentionReceiptV1
+from schemas.topics import Topic
+from services.chassis.clock import SystemClock, sleep
+from services.chassis.ids import TimeOrderedIds
+from services.retention import kafka
+from services.retention.settings import DEFAULT_SCHEDULE
+from tests.support.bench import new_visitor_id
+from tests.support.eventually import eventually
+from tests.support.running import get, metric, ready, send
+from tests.support.stack import World, finish, make_world, new_prefix
+
+pytestmark = pytest.mark.integration
+SERVICES = ("consent", "retention")
+OTHERS = tuple(name for name in topics.RETENTION_ORDER.consumers if name not in SERVICES)
+IDS = TimeOrderedIds()
+CLOCK = SystemClock()
+
+
+@pytest.fixture
+def world(infra: Infrastructure) -> Iterator[World]:
+    made = finish(make_world(new_prefix(), SERVICES))
+    yield made
+    finish(made.close())
+
+
+@pytest.fixture
+def simulation(infra: Infrastructure) -> Iterator[World]:
+    made = finish(make_world(new_prefix(), SERVICES, simulation=True))
+    yield made
+    finish(made.close())
+
+
+def consent() -> ConsentV1:
+    return ConsentV1(
+        decision_id=IDS.new(),
+        visitor_id=new_visitor_id(),
+        choices=(ConsentChoice(purpose=Purpose.MARKETING, decision=ConsentDecision.GIVEN),),
+        catalogue_version="2026-11.1",
+        wording_version="de.1",
+        language="de",
+        method=ConsentMethod.BANNER,
+    )
+
+
+@contextlib.asynccontextmanager
+async def others_answer(world: World) -> AsyncIterator[list[RetentionOrderV1]]:
+    """Answer each order in the name of the services that do not run here: they hold nothing."""
+    seen: list[RetentionOrderV1] = []
+    consumer = AIOKafkaConsumer(
+        world.topic(topics.RETENTION_ORDER),
+        bootstrap_servers=world.kafka_bootstrap,
+        group_id=None,
+        auto_offset_reset="earliest",
+    )
+
+    async def answer() -> None:
+        async for record in consumer:
+            order = RetentionOrderV1.model_validate_json(record.value)
+            seen.append(order)
+            for service in OTHERS:
+                receipt = RetentionReceiptV1(
+                    order_id=order.order_id,
+                    service=service,
+                    kind=order.kind,
+                    counts=(),
+                    done_at=CLOCK.now(),
+                )
+                await send(world, service, (topics.RETENTION_RECEIPT, receipt))
+
+    await consumer.start()
+    task = asyncio.create_task(answer())
+    try:
+        yield seen
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await consumer.stop()
+
+
+async def run(world: World, arguments: tuple[str, ...], **overrides: str) -> tuple[int, str]:
+    """Run a command as a person would; return its status and what it printed."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "services.retention", *arguments),
+        env={**world.environments["retention"], **overrides},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 90)
+    assert process.returncode is not None
+    return process.returncode, out.decode()
+
+
+async def sweep(world: World, *arguments: str) -> tuple[int, str]:
+    """Run the sweep."""
+    return await run(world, ("sweep", *arguments))
+
+
+async def query(world: World, service: str, sql: str, *arguments: object) -> list[Any]:
+    connection = await asyncpg.connect(world.database_url(service))
+    try:
+        return list(await connection.fetch(sql, *arguments))
+    finally:
+        await connection.close()
+
+
+async def served_consent(world: World, visitor_id: UUID) -> list[dict[str, Any]]:
+    url = f"http://127.0.0.1:{world.ports['consent']}/v1/visitors/{visitor_id}/consent"
+    response = await get(url)
+    assert response is not None
+    found: list[dict[str, Any]] = response.json()["purposes"]
+    return found
+
+
+async def n_records(world: World, *which: Topic) -> dict[str, int]:
+    """Return how many records the topics still hold, by name, where there are any."""
+    tps = [TopicPartition(world.topic(t), n) for t in which for n in range(t.partitions)]
+    consumer = AIOKafkaConsumer(bootstrap_servers=world.kafka_bootstrap, group_id=None)
+    await consumer.start()
+    try:
+        begins, ends = await consumer.beginning_offsets(tps), await consumer.end_offsets(tps)
+    finally:
+        await consumer.stop()
+    held: dict[str, int] = {}
+    for tp in tps:
+        name = tp.topic.removeprefix(world.kafka_prefix)
+        held[name] = held.get(name, 0) + ends[tp] - begins[tp]
+    return {name: n for name, n in held.items() if n}
+
+
+async def retention_ms(world: World, topic: Topic) -> str:
+    admin = AIOKafkaAdminClient(bootstrap_servers=world.kafka_bootstrap)
+    await admin.start()
+    try:
+        resource = ConfigResource(ConfigResourceType.TOPIC, world.topic(topic))
+        (response,) = await admin.describe_configs([resource])
+    finally:
+        await admin.close()
+    ((_, _, _, _, entries),) = response.resources
+    found: str = next(entry[1] for entry in entries if entry[0] == "retention.ms")
+    return found
+
+
+@pytest.mark.timeout(240)
+async def test_eight_days_later_nothing_is_left_anywhere(simulation):
+    """R-D5, D1, D3, D4: tables, topics and dead letters; the receipts count what went."""
+    world = simulation
+    event = consent()
+    broken = topics.CONSENT.dead_letter
+    for service in SERVICES:
+        world.start(service)
+    await ready(world, *SERVICES)
+    await send(world, "gateway", (topics.CONSENT, event))
+    # a decision of another visitor under the same id: poison, so that a dead letter exists
+    stolen = event.model_copy(update={"visitor_id": new_visitor_id()})
+    await send(world, "gateway", (topics.CONSENT, stolen))
+
+    async def is_recorded() -> bool:
+        return bool(await served_consent(world, event.visitor_id))
+
+    await eventually(is_recorded, within_s=20)
+
+    async def is_buried() -> bool:
+        held = await n_records(world, topics.CONSENT, topics.CONSENT_STATE, broken)
+        return held == {"consent": 2, "consent-state": 1, "consent-dlq": 1}
+
+    await eventually(is_buried, within_s=20)
+
+    as_of = (CLOCK.now() + timedelta(days=8)).isoformat()
+    async with others_answer(world):
+        status, out = await sweep(world, "--as-of", as_of, "--wait", "--json")
+    assert status == 0, out
+    body = json.loads(out)
+    assert body["is_complete"] is True
+    gone = {
+        (order["kind"], receipt["service"], count["table"]): count["n_rows"]
+        for order in body["orders"]
+        for receipt in order["receipts"]
+        for count in receipt["counts"]
+        if count["n_rows"]
+    }
+    assert gone == {
+        ("ad_use", "consent", "consent_subject"): 1,
+        ("ad_use", "kafka", "consent"): 2,
+        ("ad_use", "kafka", "consent_state"): 1,
+        ("ad_use", "kafka", "consent_dlq"): 1,
+    }
+    assert str(event.visitor_id) not in out
+    assert await served_consent(world, event.visitor_id) == []
+    assert await n_records(world, *kafka.PERSONAL) == {}
+    # the proof stays by its own rule (R-D10), without a link to the visitor
+    assert len(await query(world, "consent", "SELECT FROM consent_record")) == 1
+    for topic in (topics.CONSENT, topics.CONSENT_STATE, broken):
+        assert await retention_ms(world, topic) == str(topic.retention_ms)
+    # and life goes on
+    again = consent()
+    await send(world, "gateway", (topics.CONSENT, again))
+
+    async def is_recorded_again() -> bool:
+        return bool(await served_consent(world, again.visitor_id))
+
+    await eventually(is_recorded_again, within_s=20)
+
+
+@pytest.mark.timeout(240)
+async def test_an_order_waits_for_a_service_that_was_down(world):
+    """D3: silence is seen and exported; the service that comes back catches up."""
+    retention = world.start(
+        "retention",
+        RETENTION_ORDER_OVERDUE_AFTER_S="1",
+        RETENTION_ORDER_WATCH_INTERVAL_S="0.2",
+        RETENTION_INVARIANT_INTERVAL_S="0.2",
+    )
+    async with others_answer(world) as orders:
+        # the timer sweeps at the start, without anybody asking
+
+        async def is_overdue() -> bool:
+            return await metric(world, "retention", "retention_orders_overdue") == 4
+
+        await eventually(is_overdue, within_s=30)
+        assert await metric(world, "retention", "retention_orders_open") == 4
+        name = 'retention_invariant_violations{invariant="d3_no_order_overdue"}'
+
+        async def is_violated() -> bool:
+            return await metric(world, "retention", name) == 4
+
+        await eventually(is_violated, within_s=10)
+        # killed and restarted in the middle: the orders are not issued twice
+        retention.kill()
+        retention.wait()
+        world.start("retention", RETENTION_ORDER_WATCH_INTERVAL_S="0.2")
+        world.start("consent")
+        await ready(world, *SERVICES)
+
+        async def is_complete() -> bool:
+            return await metric(world, "retention", "retention_orders_open") == 0
+
+        await eventually(is_complete, within_s=30)
+        assert await metric(world, "retention", "retention_orders_overdue") == 0
+        last_sweep = await metric(world, "retention", "retention_last_sweep_timestamp_seconds")
+        assert last_sweep is not None
+        assert abs(last_sweep - CLOCK.now().timestamp()) < 60
+        assert len({order.order_id for order in orders}) == 4
+    rows = await query(world, "retention", "SELECT kind FROM retention_order")
+    assert sorted(row["kind"] for row in rows) == [
+        "ad_use",
+        "consent_record",
+        "ip_address",
+        "traffic_data",
+    ]
+    assert len(await query(world, "retention", "SELECT FROM retention_sweep")) == 2
+
+
+@pytest.mark.timeout(120)
+async def test_a_sweep_of_the_future_is_refused_outside_a_simulation(world):
+    """R-D5: by the command itself, before anything is written."""
+    as_of = (CLOCK.now() + timedelta(days=8)).isoformat()
+    status, out = await sweep(world, "--as-of", as_of, "--wait")
+    assert status == 2
+    assert "as_of_in_the_future" in out
+    assert await query(world, "retention", "SELECT FROM retention_sweep") == []
+
+
+@pytest.mark.timeout(120)
+async def test_a_wrong_schedule_is_a_clear_error_at_the_start(world: World, tmp_path: Path) -> None:
+    """R-D9: one sentence and status 1, before anything is consumed or ordered."""
+    document = json.loads(DEFAULT_SCHEDULE.read_text("utf-8"))
+    document["rules"] = document["rules"][1:]
+    path = tmp_path / "schedule.json"
+    path.write_text(json.dumps(document), "utf-8")
+    status, out = await run(world, (), RETENTION_SCHEDULE_PATH=str(path))
+    assert status == 1
+    assert out.splitlines()[-1].startswith(f"retention: schedule {path} is wrong: ")
+    assert "web_use has no rule" in out
+    assert "Traceback" not in out
+
+
+@pytest.mark.timeout(120)
+async def test_the_schedule_is_printed(world: World) -> None:
+    """R-D9, R-D10."""
+    status, out = await run(world, ("schedule",))
+    assert status == 0
+    assert "R-D5   traffic_data    168 h, ordered 2 h before" in out
+
+
+@pytest.mark.timeout(120)
+async def test_the_age_of_the_oldest_record_is_measured_per_partition(world):
+    """D1: from the broker's own timestamps, exported and kept for the invariant."""
+    events = [consent() for _ in range(8)]
+    before = CLOCK.now()
+    await send(world, "gateway", *((topics.CONSENT, event) for event in events[:4]))
+    after = CLOCK.now()
+    await sleep(1.1)
+    await send(world, "gateway", *((topics.CONSENT, event) for event in events[4:]))
+    ages = await kafka.measure_ages(
+        world.kafka_bootstrap, world.kafka_prefix, [topics.CONSENT, topics.CREDIT]
+    )
+    assert len(ages) == topics.CONSENT.partitions + topics.CREDIT.partitions
+    found = [age.oldest_at for age in ages if age.oldest_at is not None]
+    assert {age.topic for age in ages if age.oldest_at is not None} == {"consent"}
+    slack = timedelta(seconds=0.2)
+    assert before - slack < min(found) < after + slack
+    world.start("retention")
+    await ready(world, "retention")
+    partition = next(a.partition for a in ages if a.oldest_at == min(found))
+    name = f'retention_topic_oldest_record_age_seconds{{partition="{partition}",topic="consent"}}'
+
+    async def is_exported() -> bool:
+        return (await metric(world, "retention", name) or 0) > 1
+
+    await eventually(is_exported, within_s=20)
+    rows = await query(world, "retention", "SELECT FROM retention_topic_age")
+    assert len(rows) == sum(topic.partitions for topic in topics.ALL_TOPICS)
+
+
+@pytest.mark.timeout(120)
+async def test_topics_keep_their_settings_when_emptying_fails(world):
+    """D1: a simulation that is interrupted must not leave topics that forget at once."""
+    await send(world, "gateway", (topics.CONSENT, consent()))
+    with pytest.raises(Exception, match="did not become empty in time"):
+        await kafka.empty(
+            world.kafka_bootstrap,
+            world.kafka_prefix,
+            [topics.CONSENT],
+            timeout_s=0,
+            clock=CLOCK,
+        )
+    assert await retention_ms(world, topics.CONSENT) == str(topics.CONSENT.retention_ms)
