@@ -1,0 +1,1 @@
+"""gateway: HTTP and WebSocket for browsers; writes events to Kafka, owns no state but memory."""

@@ -1,0 +1,126 @@
+"""Builds the gateway: the only place that knows the concrete parts."""
+
+import httpx
+from prometheus_client import CollectorRegistry
+
+from schemas.view_ticket import KeyRing
+from services.chassis.clock import Clock, sleep
+from services.chassis.produce import Producer, Tail
+from services.chassis.service import Service
+from services.gateway.ads import load_ads, make_media
+from services.gateway.declaration import DECLARATION
+from services.gateway.domain import Rate
+from services.gateway.door import RateLimit, RateLimits, Visits
+from services.gateway.http import Parts, build_http
+from services.gateway.live import TOPICS, Live, LiveLimits
+from services.gateway.metrics import Metrics
+from services.gateway.reads import Reads
+from services.gateway.settings import Settings
+
+FORGET_EVERY_S = 30.0
+
+
+def build() -> Service[None]:
+    """Return the service, settings read from the environment."""
+    settings = Settings.load()
+    registry = CollectorRegistry()
+    service: Service[None] = Service(declaration=DECLARATION, settings=settings, registry=registry)
+    metrics = Metrics(registry)
+    visits = Visits(
+        KeyRing.from_json(settings.visit_cookie_keys.get_secret_value()),
+        age_max_s=settings.visit_age_max_s,
+        clock=service.clock,
+    )
+    reads = make_reads(settings, metrics)
+    limits = make_limits(settings, service.clock, metrics)
+    live = Live(
+        limits=make_live_limits(settings),
+        visits=visits,
+        reads=reads,
+        clock=service.clock,
+        metrics=metrics,
+    )
+    ads = load_ads()
+    service.serve(
+        build_http(
+            Parts(
+                settings=settings,
+                clock=service.clock,
+                ids=service.ids,
+                sender=Producer(
+                    service.sink, service=DECLARATION.name, timeout_s=settings.kafka_timeout_s
+                ),
+                reads=reads,
+                visits=visits,
+                tickets=KeyRing.from_json(settings.view_ticket_keys.get_secret_value()),
+                limits=limits,
+                serve_live=live.serve,
+                metrics=metrics,
+                ads=ads,
+                media_by_name=make_media(ads),
+            )
+        )
+    )
+    tail = Tail(
+        settings.kafka_bootstrap,
+        prefix=settings.kafka_prefix,
+        topics=TOPICS,
+        on_record=live.on_record,
+    )
+    service.task("tail", tail.run)
+    service.task("forget", lambda: _forget_for_ever(limits, reads))
+    service.ready_when(lambda: None if tail.ready.is_set() else "push side does not read yet")
+    return service
+
+
+def make_reads(settings: Settings, metrics: Metrics) -> Reads:
+    """Return the reads of other services, bounded in time and connections."""
+    client = httpx.AsyncClient(
+        timeout=settings.read_timeout_s,
+        limits=httpx.Limits(max_connections=100, max_keepalive_connections=20),
+        follow_redirects=False,
+        trust_env=False,
+    )
+    return Reads(
+        client,
+        ad_ledger_url=settings.ad_ledger_url,
+        call_control_url=settings.call_control_url,
+        metrics=metrics,
+    )
+
+
+def make_limits(settings: Settings, clock: Clock, metrics: Metrics) -> RateLimits:
+    """Return the rate limits as set."""
+
+    def limit(per_s: float, burst: int) -> RateLimit:
+        rate = Rate(per_s=per_s, burst=burst)
+        return RateLimit(
+            rate, clock=clock, keys_max=settings.remembered_max, idle_s=settings.idle_s
+        )
+
+    return RateLimits(
+        address=limit(settings.address_rate_per_s, settings.address_burst),
+        visitor=limit(settings.visitor_rate_per_s, settings.visitor_burst),
+        remembered=metrics.remembered,
+    )
+
+
+def make_live_limits(settings: Settings) -> LiveLimits:
+    """Return the bounds of the live connections as set."""
+    return LiveLimits(
+        sockets_max=settings.sockets_max,
+        sockets_per_visitor_max=settings.sockets_per_visitor_max,
+        queue_max=settings.socket_queue_max,
+        message_bytes_max=settings.socket_message_bytes_max,
+        rate=Rate(per_s=settings.socket_rate_per_s, burst=settings.socket_burst),
+        idle_s=settings.idle_s,
+    )
+
+
+async def _forget_for_ever(limits: RateLimits, reads: Reads) -> None:
+    try:
+        while True:
+            limits.forget_idle()
+            await sleep(FORGET_EVERY_S)
+    finally:
+        await reads.close()

@@ -1,0 +1,129 @@
+"""What goes over HTTP; apart from the events, so that either may change without the other."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated
+from uuid import UUID
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from schemas.ad_view import AdEventKind
+from schemas.consent import ConsentDecision, Purpose
+from schemas.wire import Milliseconds
+
+EVENTS_MAX = 50
+
+Version = Annotated[str, Field(pattern=r"^[0-9a-z.\-]{1,32}$", examples=["2026-11.1"])]
+TypedNumber = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=40,
+        pattern=r"^[^\x00-\x1f\x7f]+$",
+        description="As typed; the number policy decides what it is.",
+        examples=["+49 30 23125 011"],
+    ),
+]
+
+
+class _Request(BaseModel):
+    """A request's body: a field that we do not know is an error, not a silent loss."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class VisitAnswer(_Answer):
+    """The visit is open; its pseudonym is in the cookie only."""
+
+    expires_at: datetime
+
+
+class AdAnswer(_Answer):
+    """The ad to show."""
+
+    ad_id: Annotated[str, Field(examples=["minutes-15s"])]
+    title: str
+    media_url: Annotated[str, Field(examples=["/v1/media/minutes-15s.wav"])]
+    duration_ms: Annotated[int, Field(gt=0, examples=[15000])]
+
+
+class TicketAnswer(_Answer):
+    """Leave to watch one ad once."""
+
+    ticket: Annotated[str, Field(description="Signed; goes with each ad event as it is.")]
+    ticket_id: UUID
+    ad: AdAnswer
+    expires_at: datetime
+
+
+class AdEvent(_Request):
+    """One step of a view."""
+
+    ticket: Annotated[str, Field(min_length=16, max_length=1024)]
+    kind: AdEventKind
+    position_ms: Annotated[
+        Milliseconds, Field(strict=True, description="Where the player is.", examples=[7500])
+    ]
+    client_at: Annotated[
+        AwareDatetime | None, Field(description="The browser's clock: a claim, not trusted.")
+    ] = None
+
+
+class AdEvents(_Request):
+    """A batch of steps, taken whole or not at all."""
+
+    events: Annotated[list[AdEvent], Field(min_length=1, max_length=EVENTS_MAX)]
+
+
+class Accepted(_Answer):
+    """All events are in Kafka, on all replicas in sync."""
+
+    accepted: Annotated[int, Field(ge=1, le=EVENTS_MAX)]
+
+
+class PageMethod(StrEnum):
+    """By what means a browser can tell a decision."""
+
+    BANNER = "banner"
+    PAGE = "page"
+    SIGNAL = "signal"
+
+
+class Choice(_Request):
+    """One purpose and what was decided about it."""
+
+    purpose: Purpose
+    decision: ConsentDecision
+
+
+class ConsentRequest(_Request):
+    """What the visitor decided, on which catalogue and wording."""
+
+    choices: Annotated[list[Choice], Field(min_length=1, max_length=len(Purpose))]
+    catalogue_version: Version
+    wording_version: Version
+    language: Annotated[str, Field(pattern=r"^[a-z]{2}$", examples=["de"])]
+    method: PageMethod
+
+
+class ConsentAnswer(_Answer):
+    """The decision is recorded in Kafka; `consent` comes over the WebSocket once in force."""
+
+    decision_id: UUID
+
+
+class CallRequest(_Request):
+    """Connect these two."""
+
+    callback_number: TypedNumber
+    destination_number: TypedNumber
+
+
+class CallAccepted(_Answer):
+    """The request is in Kafka; what becomes of it comes over the WebSocket."""
+
+    call_id: UUID

@@ -1,0 +1,114 @@
+"""Reads from the services by GET (the gateway writes only by Kafka)."""
+
+from datetime import datetime
+from typing import TypeVar
+from uuid import UUID
+
+import httpx
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from schemas.call import CallStatus
+from schemas.wire import Milliseconds, Reason
+from services.chassis import logs, trace
+from services.gateway.metrics import Metrics
+
+M = TypeVar("M", bound=BaseModel)
+_ANSWER_BYTES_MAX = 65_536
+
+
+class Balance(BaseModel):
+    """A visitor's credit in whole milliseconds of talk."""
+
+    model_config = ConfigDict(frozen=True)
+
+    available_ms: Milliseconds
+    reserved_ms: Milliseconds
+
+
+class CallView(BaseModel):
+    """A call as its visitor may see it; no number in it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    call_id: UUID
+    status: CallStatus
+    reason: Reason | None = None
+    reserved_ms: Milliseconds | None = None
+    talk_ms: Milliseconds | None = None
+    connected_at: datetime | None = None
+    ended_at: datetime | None = None
+
+
+class AwayError(Exception):
+    """The service did not answer, or not as agreed."""
+
+
+class Reads:
+    """The read APIs of the ledger and of call control; each answer is bounded in time and size."""
+
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        *,
+        ad_ledger_url: str,
+        call_control_url: str,
+        metrics: Metrics,
+    ) -> None:
+        """Take the client (with its time-outs) and where the services listen."""
+        self._client = client
+        self._ad_ledger_url = ad_ledger_url
+        self._call_control_url = call_control_url
+        self._metrics = metrics
+
+    async def balance(self, visitor_id: UUID, traceparent: str) -> Balance:
+        """Return a visitor's balance.
+
+        Raises:
+            AwayError: the ledger is away.
+        """
+        url = f"{self._ad_ledger_url}/v1/visitors/{visitor_id}/balance"
+        found = await self._get("ad_ledger", url, {}, traceparent, Balance)
+        # who never earned anything has nothing
+        return found or Balance(available_ms=0, reserved_ms=0)
+
+    async def call(self, call_id: UUID, visitor_id: UUID, traceparent: str) -> CallView | None:
+        """Return a visitor's call; None when there is none of that id that is theirs.
+
+        Raises:
+            AwayError: call control is away.
+        """
+        url = f"{self._call_control_url}/v1/calls/{call_id}"
+        owner = {"visitor_id": str(visitor_id)}
+        return await self._get("call_control", url, owner, traceparent, CallView)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def _get(
+        self, service: str, url: str, query: dict[str, str], traceparent: str, model: type[M]
+    ) -> M | None:
+        try:
+            async with self._client.stream(
+                "GET", url, params=query, headers={"traceparent": trace.child(traceparent)}
+            ) as response:
+                if response.status_code == httpx.codes.NOT_FOUND:
+                    self._metrics.reads.labels(service, "missing").inc()
+                    return None
+                response.raise_for_status()
+                found = model.model_validate_json(await _body(response))
+        except (httpx.HTTPError, ValidationError, AwayError) as error:
+            self._metrics.reads.labels(service, "away").inc()
+            logs.get().warning("read failed", name=service, **logs.describe(error))
+            raise AwayError(service) from None
+        self._metrics.reads.labels(service, "found").inc()
+        return found
+
+
+async def _body(response: httpx.Response) -> bytes:
+    body = bytearray()
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) > _ANSWER_BYTES_MAX:
+            raise AwayError("answer too large")
+    return bytes(body)

@@ -1,0 +1,88 @@
+"""What the gateway can be told; the environment's names begin with `GATEWAY_`."""
+
+import ipaddress
+import json
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, SecretStr
+from pydantic_settings import SettingsConfigDict
+
+from services.chassis.settings import ServiceSettings
+
+VISIT_AGE_MAX_S = 6 * 24 * 3600
+IDLE_MAX_S = 1800
+"""R-D1: the use of the page ends after 30 idle minutes; nothing is remembered for longer."""
+
+
+def _are_keys(value: SecretStr) -> SecretStr:
+    try:
+        keys = json.loads(value.get_secret_value())
+    except ValueError:
+        raise ValueError("must be JSON") from None
+    if not isinstance(keys, dict) or not keys:
+        raise ValueError("must be a JSON object {key id: 64 hex digits}, at least one")
+    for kid, text in keys.items():
+        # a key id stands between two dots of a token
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", kid):
+            raise ValueError("a key id is 1..32 letters, digits, - or _")
+        if not isinstance(text, str) or not re.fullmatch(r"[0-9a-f]{64,128}", text):
+            raise ValueError("a key is at least 64 hex digits")
+    return value
+
+
+def _are_networks(value: str) -> str:
+    for part in filter(None, value.split(",")):
+        ipaddress.ip_network(part.strip())
+    return value
+
+
+Keys = Annotated[SecretStr, AfterValidator(_are_keys)]
+BaseUrl = Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.\-\[\]:]+$")]
+
+
+class Settings(ServiceSettings):
+    """Keys, neighbours and limits. Rates are per second, bursts are how many come at once."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_prefix="GATEWAY_")
+
+    view_ticket_keys: Keys
+    visit_cookie_keys: Keys
+    ad_ledger_url: BaseUrl
+    call_control_url: BaseUrl
+    public_origin: BaseUrl
+    """Where browsers find us; any other Origin is refused, and http:// leaves `Secure` off."""
+    trusted_proxies: Annotated[str, AfterValidator(_are_networks)] = ""
+    """Networks, with commas, whose X-Forwarded-For is believed; none by default."""
+
+    visit_age_max_s: int = Field(default=VISIT_AGE_MAX_S, ge=60, le=VISIT_AGE_MAX_S)
+    kafka_timeout_s: float = Field(default=5.0, gt=0)
+    read_timeout_s: float = Field(default=2.0, gt=0)
+    request_timeout_s: float = Field(default=10.0, gt=0)
+    media_timeout_s: float = Field(default=120.0, gt=0)
+    body_bytes_max: int = Field(default=65_536, ge=1024)
+
+    address_rate_per_s: float = Field(default=50.0, gt=0)
+    address_burst: int = Field(default=500, ge=1)
+    visitor_rate_per_s: float = Field(default=5.0, gt=0)
+    visitor_burst: int = Field(default=50, ge=1)
+    remembered_max: int = Field(default=100_000, ge=10)
+    """How many addresses and visitors the rate limits remember at most; the oldest go first."""
+    idle_s: float = Field(default=IDLE_MAX_S, gt=0, le=IDLE_MAX_S)
+
+    sockets_max: int = Field(default=1000, ge=1)
+    sockets_per_visitor_max: int = Field(default=5, ge=1)
+    socket_queue_max: int = Field(default=64, ge=1)
+    socket_message_bytes_max: int = Field(default=1024, ge=16)
+    socket_rate_per_s: float = Field(default=2.0, gt=0)
+    socket_burst: int = Field(default=20, ge=1)
+
+    @property
+    def cookie_is_secure(self) -> bool:
+        """Whether the visit cookie is for TLS only; not when the page itself comes without."""
+        return not self.public_origin.startswith("http://")
+
+    @property
+    def proxy_networks(self) -> tuple[str, ...]:
+        """Networks of the proxies in front of us."""
+        return tuple(part.strip() for part in self.trusted_proxies.split(",") if part.strip())
