@@ -48,8 +48,8 @@ logs: bootstrap ## follow the logs (SERVICE=gateway for one)
 export: bootstrap ## write JSON Schema and AsyncAPI anew
 	@$(RUN) -m schemas.export
 
-bench: bootstrap ## measure the ad-view path; figures, no verdict
-	@$(RUN) -m pytest -m perf -s $(PYTEST_ARGUMENTS)
+bench: bootstrap ## measure the ad-view path beside COPY and a naive consumer; no verdict
+	@$(RUN) -m benchmarks.ad_view
 
 lock: bootstrap ## resolve all versions anew (requirements.lock, jgo.lock.toml)
 	@$(RUN) -m deploy.relock
