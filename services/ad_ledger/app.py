@@ -15,7 +15,6 @@ from services.chassis.clock import sleep
 from services.chassis.db import DayTable
 from services.chassis.service import Service
 from services.privacy.executor import on_retention_orders
-from services.privacy.invariants import D1_NO_DAY_PARTITION_TOO_OLD
 
 
 def build(settings: Settings | None = None) -> Service[Store]:
@@ -28,7 +27,7 @@ def build(settings: Settings | None = None) -> Service[Store]:
         registry=registry,
         store=Store,
         day_tables=[DayTable(table.name) for table in TABLES],
-        invariants=INVARIANTS | {"d1_no_day_too_old": D1_NO_DAY_PARTITION_TOO_OLD},
+        invariants=INVARIANTS,
     )
     keys = KeyRing.from_json(settings.view_ticket_keys.get_secret_value())
     handlers = Handlers(keys, LedgerMetrics(registry))

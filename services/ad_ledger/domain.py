@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from enum import StrEnum
+from functools import cached_property
 from typing import NamedTuple
 from uuid import UUID
 
@@ -23,6 +24,8 @@ RATE_FULL_PERMILLE = 1000
 RESERVE_MIN_MS = 1000
 """Less than a second is no call."""
 UUID7_TIMESTAMP_SHIFT = 80
+LAST_MILLISECOND = 253_402_300_799_999
+"""Of the year 9999; an id may claim a later one."""
 
 
 class Kind(StrEnum):
@@ -123,7 +126,7 @@ class Ticket:
     issued_at: datetime
     expires_at: datetime
 
-    @property
+    @cached_property
     def key(self) -> LotKey:
         """Key of the lot that the ticket may fill."""
         return LotKey(self.issued_at.astimezone(UTC).date(), self.ticket_id)
@@ -438,6 +441,7 @@ class Reservation:
     lease_until: datetime
     requested_at: datetime
     spent_ms: int = 0
+    connected_at: datetime | None = None
     ended_at: datetime | None = None
     shares: tuple[Share, ...] = ()
 
@@ -456,9 +460,9 @@ class Moved:
 
 
 def day_of(server_id: UUID) -> date:
-    """Return the UTC day in which a UUIDv7 was made."""
-    milliseconds = server_id.int >> UUID7_TIMESTAMP_SHIFT
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).date()
+    """Return the UTC day in which a UUIDv7 was made; for a made-up id a day that no table has."""
+    milliseconds = min(server_id.int >> UUID7_TIMESTAMP_SHIFT, LAST_MILLISECOND)
+    return datetime.fromtimestamp(milliseconds // 1000, UTC).date()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Per topic: load, decide, save, enqueue. No rule lives here; no SQL either."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from uuid import UUID
 
 from schemas import topics, view_ticket
@@ -15,7 +16,16 @@ from schemas.credit import (
 )
 from schemas.retention import RetentionOrderV1
 from services.ad_ledger import domain
-from services.ad_ledger.domain import AdEvent, Duplicate, Kind, Lot, LotKey, Operation, Recorded
+from services.ad_ledger.domain import (
+    AdEvent,
+    Duplicate,
+    Kind,
+    Lot,
+    LotKey,
+    Operation,
+    Recorded,
+    RefusalReason,
+)
 from services.ad_ledger.metrics import LedgerMetrics
 from services.ad_ledger.store import Store
 from services.chassis.context import Context
@@ -24,8 +34,8 @@ from services.privacy.declare import Table
 
 SWEEP_MAX = 500
 _TICKET_REASONS = {
-    "malformed": domain.RefusalReason.TICKET_MALFORMED,
-    "signature_invalid": domain.RefusalReason.TICKET_SIGNATURE_INVALID,
+    "malformed": RefusalReason.TICKET_MALFORMED,
+    "signature_invalid": RefusalReason.TICKET_SIGNATURE_INVALID,
 }
 _CHANGES = {
     Operation.GRANT: CreditChange.GRANTED,
@@ -49,7 +59,9 @@ class Handlers:
 
     async def on_ad_views(self, ctx: Context[Store], batch: Sequence[Received[AdViewV1]]) -> None:
         """Record what was consumed and grant what it earns (R-A1, R-A2, R-A3; L3, L6)."""
-        events = [(received, event) for received in batch if (event := self._read(ctx, received))]
+        # a poll holds the steps of one view together: its ticket is verified once
+        tickets: dict[str, domain.Ticket | RefusalReason] = {}
+        events = [(r, event) for r in batch if (event := self._read(ctx, r, tickets))]
         if not events:
             return
         state = await ctx.store.load_views(
@@ -76,25 +88,39 @@ class Handlers:
         causes = {event.visitor_id: received for received, event in events}
         await self._tell_balances(ctx, postings, causes)
 
-    def _read(self, ctx: Context[Store], received: Received[AdViewV1]) -> AdEvent | None:
+    def _read(
+        self,
+        ctx: Context[Store],
+        received: Received[AdViewV1],
+        tickets: dict[str, domain.Ticket | RefusalReason],
+    ) -> AdEvent | None:
         """Translate wire to domain; a ticket that is none of ours is refused."""
-        try:
-            ticket = view_ticket.read(self._keys, received.event.ticket)
-        except view_ticket.TicketError as error:
-            ctx.count(topics.AD_VIEW, f"refused_{_TICKET_REASONS[str(error)]}")
+        text = received.event.ticket
+        ticket = tickets.get(text)
+        if ticket is None:
+            ticket = tickets[text] = self._verify(text)
+        if isinstance(ticket, RefusalReason):
+            ctx.count(topics.AD_VIEW, f"refused_{ticket}")
             return None
         return AdEvent(
             visitor_id=received.event.visitor_id,
-            ticket=domain.Ticket(
-                ticket_id=ticket.ticket_id,
-                visitor_id=ticket.visitor_id,
-                duration_ms=ticket.duration_ms,
-                issued_at=ticket.issued_at,
-                expires_at=ticket.expires_at,
-            ),
+            ticket=ticket,
             kind=Kind(received.event.kind.value),
             position_ms=received.event.position_ms,
             at=received.time,
+        )
+
+    def _verify(self, text: str) -> domain.Ticket | RefusalReason:
+        try:
+            ticket = view_ticket.read(self._keys, text)
+        except view_ticket.TicketError as error:
+            return _TICKET_REASONS[str(error)]
+        return domain.Ticket(
+            ticket_id=ticket.ticket_id,
+            visitor_id=ticket.visitor_id,
+            duration_ms=ticket.duration_ms,
+            issued_at=ticket.issued_at,
+            expires_at=ticket.expires_at,
         )
 
     # ------------------------------------------------------------------ reservations
@@ -104,6 +130,9 @@ class Handlers:
     ) -> None:
         """Reserve or release talk time; answer every reserve, the repeated one the same (C1)."""
         known = await ctx.store.reservations(r.event.reservation_id for r in batch)
+        releases = [r for r in batch if r.event.operation is CreditOperation.RELEASE]
+        # first, so that the next call finds what a cancelled one gives back
+        await self._release(ctx, [r for r in releases if r.event.reservation_id in known])
         lots = await ctx.store.lots_of({r.event.visitor_id for r in batch})
         added: dict[UUID, domain.Reservation] = {}
         postings: list[domain.Posting] = []
@@ -129,7 +158,11 @@ class Handlers:
         await ctx.store.add_reservations(list(added.values()))
         await ctx.store.save_credit([lot for by in lots.values() for lot in by.values()], postings)
         await self._tell_balances(ctx, postings, {r.event.visitor_id: r for r in batch})
-        releases = [r for r in batch if r.event.operation is CreditOperation.RELEASE]
+        await self._release(ctx, [r for r in releases if r.event.reservation_id not in known])
+
+    async def _release(
+        self, ctx: Context[Store], releases: Sequence[Received[CreditRequestV1]]
+    ) -> None:
         await self._end(ctx, [(r.event.reservation_id, None, r) for r in releases])
 
     async def on_call_starts(
@@ -175,7 +208,7 @@ class Handlers:
             )
             _post_all(lots, moved.postings)
             open_ones[reservation_id] = moved.reservation
-            ended.append(moved.reservation)
+            ended.append(_with_connection(moved.reservation, received.event))
             postings.extend(moved.postings)
             ctx.count(topic, moved.reservation.state.value)
         await ctx.store.end_reservations(ended)
@@ -267,6 +300,15 @@ def _outcome(decision: Recorded | Duplicate | domain.Refused) -> str:
             return "recorded"
         case Recorded():
             return "credited"
+
+
+def _with_connection(
+    reservation: domain.Reservation, event: CallEndV1 | CreditRequestV1
+) -> domain.Reservation:
+    """Note since when the talk ran: a call's end may arrive before its start, on another topic."""
+    if isinstance(event, CreditRequestV1):
+        return reservation
+    return replace(reservation, connected_at=reservation.connected_at or event.connected_at)
 
 
 def _request(received: Received[CreditRequestV1]) -> domain.ReserveRequest:

@@ -1,7 +1,7 @@
 """All SQL of the ledger; takes and returns many. The chassis owns the transaction."""
 
 from collections.abc import Iterable, Sequence
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -23,6 +23,7 @@ from services.ad_ledger.domain import (
     platform_deltas,
 )
 from services.chassis import db, errors
+from services.privacy.invariants import D1_NO_DAY_PARTITION_TOO_OLD
 
 _TARIFFS = """
 SELECT t.version, t.valid_from, t.daily_cap_ms, t.tolerance_ms,
@@ -119,9 +120,10 @@ INSERT INTO reservation_share (reservation_day, reservation_id, lot_day, ticket_
 SELECT * FROM unnest($1::date[], $2::uuid[], $3::date[], $4::uuid[], $5::bigint[])
 """
 _END_RESERVATIONS = """
-UPDATE reservation r SET state = given.state, spent_ms = given.spent_ms, ended_at = given.ended_at
-FROM unnest($1::date[], $2::uuid[], $3::text[], $4::bigint[], $5::timestamptz[])
-    AS given(reservation_day, reservation_id, state, spent_ms, ended_at)
+UPDATE reservation r SET state = given.state, spent_ms = given.spent_ms, ended_at = given.ended_at,
+                         connected_at = given.connected_at
+FROM unnest($1::date[], $2::uuid[], $3::text[], $4::bigint[], $5::timestamptz[], $6::timestamptz[])
+    AS given(reservation_day, reservation_id, state, spent_ms, ended_at, connected_at)
 WHERE (r.reservation_day, r.reservation_id) = (given.reservation_day, given.reservation_id)
 """
 _CONNECTED = """
@@ -151,6 +153,8 @@ ORDER BY r.reservation_day, r.reservation_id
 """
 
 INVARIANTS: dict[str, str] = {
+    # D1: a failure means that a day outlived its rule; did its order arrive?
+    "d1_no_day_partition_too_old": D1_NO_DAY_PARTITION_TOO_OLD,
     # L1: a failure means that credit appeared or vanished; stop granting and compare postings.
     "l1_sum_of_all_accounts_is_zero": """
         SELECT (coalesce((SELECT sum(balance_ms) FROM platform_account), 0)
@@ -245,7 +249,8 @@ class Store:
         days, tickets = [k.day for k in ordered], [k.ticket_id for k in ordered]
         seen: dict[LotKey, set[Kind]] = {}
         watches: dict[UUID, Watch] = {}
-        oldest = min(days, default=date.max)
+        # the day before as well: an ad of before midnight uses up time after it
+        oldest = min(days, default=date.max) - timedelta(days=1)
         for row in await self._db.fetch(_WATCHES, sorted(visitors), oldest):
             watch = watches.setdefault(
                 row["visitor_id"], Watch(watched_until=row["watched_until"], credited_ms={})
@@ -379,6 +384,7 @@ class Store:
             _END_RESERVATIONS, [r.day for r in reservations],
             [r.reservation_id for r in reservations], [r.state.value for r in reservations],
             [r.spent_ms for r in reservations], [r.ended_at for r in reservations],
+            [r.connected_at for r in reservations],
         )  # fmt: skip
 
     async def mark_connected(self, connected: Sequence[tuple[UUID, datetime]]) -> None:
@@ -432,6 +438,7 @@ def _reservation(row: Any, shares: list[Share]) -> Reservation:
         spent_ms=row["spent_ms"],
         lease_until=row["lease_until"],
         requested_at=row["requested_at"],
+        connected_at=row["connected_at"],
         ended_at=row["ended_at"],
         shares=tuple(shares),
     )

@@ -157,6 +157,9 @@ CREATE TRIGGER reservation_ends_once BEFORE UPDATE ON reservation
 DO $$ BEGIN
     EXECUTE format('REVOKE UPDATE, DELETE, TRUNCATE ON posting, ad_view, ad_view_address, reservation_share FROM %I',
                    current_database());
+    -- tariffs come from the owner; what ages goes by the day, never by the row
+    EXECUTE format('REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON tariff, tariff_rule FROM %I', current_database());
+    EXECUTE format('REVOKE DELETE, TRUNCATE ON lot, reservation, platform_account FROM %I', current_database());
 END $$;
 
 -- The first tariff: a second of talk for a second of advertising, in quarters; clicks and

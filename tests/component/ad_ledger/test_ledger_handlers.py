@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from uuid import UUID
 
 import asyncpg
@@ -27,6 +27,7 @@ from services.ad_ledger.store import INVARIANTS, Store
 from services.chassis.ids import TimeOrderedIds
 from services.privacy.executor import on_retention_orders
 from tests.support.bench import Bench, new_visitor_id, open_bench, received
+from tests.support.signals import Signals
 from tests.support.stack import World
 
 WORLD_SERVICES = ("ad_ledger",)
@@ -286,6 +287,120 @@ async def test_the_end_of_an_unknown_reservation_is_a_dead_letter(bench, handler
         assert [row.topic for row in ctx.outbox.rows] == ["call-end-dlq"]
 
 
+async def test_a_cancelled_call_makes_room_for_the_next_in_the_same_poll(bench, handlers):
+    """L5, R-A5: given back first, then reserved."""
+    visitor_id, first, second = new_visitor_id(), IDS.new(), IDS.new()
+    await watch(bench, handlers, visitor_id)
+    await ask(bench, handlers, reserve(bench, visitor_id, first))
+    release = CreditRequestV1(
+        reservation_id=first, visitor_id=visitor_id, operation=CreditOperation.RELEASE,
+        wanted_ms=0, lease_ms=0,
+    )  # fmt: skip
+    decisions = await ask(
+        bench,
+        handlers,
+        received(topics.CREDIT_REQUEST, release, bench.now),
+        reserve(bench, visitor_id, second),
+    )
+    assert [(d.granted, d.reserved_ms) for d in decisions] == [(True, AD_MS)]
+    await assert_invariants(bench)
+
+
+async def test_a_reserve_and_its_release_in_one_poll_leave_nothing_held(bench, handlers):
+    """L5: redelivered together."""
+    visitor_id, call_id = new_visitor_id(), IDS.new()
+    await watch(bench, handlers, visitor_id)
+    request = reserve(bench, visitor_id, call_id)
+    release = request.event.model_copy(update={"operation": CreditOperation.RELEASE})
+    records = (request, received(topics.CREDIT_REQUEST, release, bench.now))
+    for _ in range(2):
+        await ask(bench, handlers, *records)
+        assert await balance(bench, visitor_id) == (AD_MS, 0)
+    await assert_invariants(bench)
+
+
+async def test_the_end_of_a_call_before_its_start_keeps_since_when_it_talked(bench, handlers):
+    """R-A1: two topics, no order between them."""
+    visitor_id, call_id = new_visitor_id(), IDS.new()
+    await watch(bench, handlers, visitor_id)
+    await ask(bench, handlers, reserve(bench, visitor_id, call_id))
+    connected_at = bench.now - timedelta(seconds=9)
+    over = CallEndV1(
+        call_id=call_id, visitor_id=visitor_id, ended_at=bench.now, reason="hung_up",
+        talk_ms=9_000, overrun_ms=0, connected_at=connected_at,
+    )  # fmt: skip
+    start = CallStartV1(
+        call_id=call_id, visitor_id=visitor_id, connected_at=connected_at, reserved_ms=AD_MS
+    )
+    async with bench.transaction() as ctx:
+        await handlers.on_call_ends(ctx, [received(topics.CALL_END, over, bench.now)])
+    async with bench.transaction() as ctx:
+        await handlers.on_call_starts(ctx, [received(topics.CALL_START, start, bench.now)])
+    row = (await bench.fetch("SELECT * FROM reservation WHERE reservation_id = $1", call_id))[0]
+    assert (row["state"], row["spent_ms"]) == ("settled", 9_000)
+    assert row["connected_at"] == connected_at
+    await assert_invariants(bench)
+
+
+async def test_credit_that_expires_in_a_call_is_spent_or_goes_when_it_comes_back(bench, handlers):
+    """R-D5, L4: a lot's life ends while a reservation holds it."""
+    visitor_id, call_id = new_visitor_id(), IDS.new()
+    await watch(bench, handlers, visitor_id)
+    lots = await bench.fetch("SELECT expires_at FROM lot WHERE visitor_id = $1", visitor_id)
+    expires_at = lots[0]["expires_at"]
+    bench.now = expires_at - timedelta(seconds=5)
+    await ask(bench, handlers, reserve(bench, visitor_id, call_id))
+    bench.now = expires_at + timedelta(seconds=4)
+    async with bench.transaction() as ctx:
+        await handlers.expire(ctx)
+    assert await balance(bench, visitor_id) == (0, AD_MS)
+    await end(bench, handlers, visitor_id, call_id, 9_000)
+    assert await balance(bench, visitor_id) == (AD_MS - 9_000, 0)
+    decisions = await ask(bench, handlers, reserve(bench, visitor_id, IDS.new()))
+    assert [d.reason for d in decisions] == ["no_credit"]
+    async with bench.transaction() as ctx:
+        await handlers.expire(ctx)
+    assert await balance(bench, visitor_id) == (0, 0)
+    await assert_invariants(bench)
+
+
+async def test_two_ads_around_midnight_earn_for_one(bench, handlers):
+    """L3, R-A3: the day's change gives no second pair of eyes."""
+    visitor_id = new_visitor_id()
+    midnight = datetime.combine(bench.now.astimezone(UTC).date(), time(), UTC)
+    tickets = []
+    for issued_at in (midnight - timedelta(seconds=2), midnight + timedelta(seconds=1)):
+        claims = view_ticket.ViewTicket(
+            ticket_id=IDS.new(), visitor_id=visitor_id, ad_id="house-1", duration_ms=AD_MS,
+            issued_at=issued_at, expires_at=issued_at + timedelta(hours=1),
+        )  # fmt: skip
+        tickets.append(view_ticket.issue(KEYS, claims))
+    bench.now = midnight + timedelta(seconds=18)
+    refused = 0
+    for ticket in tickets:
+        async with bench.transaction() as ctx:
+            await handlers.on_ad_views(ctx, views(bench, visitor_id, ticket))
+            refused += ctx.counts["ad-view", "refused_parallel_view"]
+    assert refused >= 1
+    available_ms, _ = await balance(bench, visitor_id)
+    assert available_ms < 2 * AD_MS
+
+
+async def test_the_service_cannot_change_a_tariff_or_delete_an_account(bench, handlers):
+    """R-A3, L1: tariffs are the owner's data; what ages goes by the day."""
+    await watch(bench, handlers, new_visitor_id())
+    for statement in (
+        "UPDATE tariff SET daily_cap_ms = daily_cap_ms * 2",
+        "UPDATE tariff_rule SET credit_permille = 10000",
+        "INSERT INTO tariff VALUES ('x', now(), 1, 1)",
+        "DELETE FROM lot",
+        "DELETE FROM reservation",
+        "DELETE FROM platform_account",
+    ):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await bench.fetch(statement)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -402,3 +517,18 @@ async def test_two_processes_after_a_rebalance_credit_once(world, handlers):
         assert sum(isinstance(outcome, Exception) for outcome in outcomes) <= 1
         assert await balance(one, visitor_id) == (AD_MS, 0)
         await assert_invariants(one)
+
+
+async def test_every_metric_of_the_ledger_moves(bench):
+    """The signal matrix: a metric that nobody ever saw move proves nothing."""
+    registry = CollectorRegistry()
+    signals = Signals(registry)
+    handlers = Handlers(KEYS, LedgerMetrics(registry))
+    visitor_id, call_id = new_visitor_id(), IDS.new()
+    await watch(bench, handlers, visitor_id)
+    await ask(bench, handlers, reserve(bench, visitor_id, call_id, lease_ms=1_000))
+    bench.now += timedelta(seconds=2)
+    async with bench.transaction() as ctx:
+        await handlers.expire(ctx)
+    await end(bench, handlers, visitor_id, call_id, 9_000)
+    assert signals.unmoved() == set()
