@@ -19,7 +19,6 @@ from services.chassis.clock import SystemClock
 from services.chassis.db import DayTable
 from services.chassis.service import Service
 from services.privacy.executor import on_retention_orders
-from services.privacy.invariants import D1_NO_DAY_PARTITION_TOO_OLD
 
 
 def build(settings: Settings | None = None, carrier: CallBackend | None = None) -> Service[Store]:
@@ -36,7 +35,7 @@ def build(settings: Settings | None = None, carrier: CallBackend | None = None) 
         registry=registry,
         store=Store,
         day_tables=[DayTable(table.name) for table in TABLES],
-        invariants=INVARIANTS | {"d1_no_day_too_old": D1_NO_DAY_PARTITION_TOO_OLD},
+        invariants=INVARIANTS,
     )
     handlers = Handlers(
         Limits(
@@ -47,6 +46,7 @@ def build(settings: Settings | None = None, carrier: CallBackend | None = None) 
                 talk_max_ms=settings.talk_max_ms,
                 outage_margin_s=settings.outage_margin_s,
             ),
+            request_age_max_s=settings.request_age_max_s,
         )
     )
     service.consume(
@@ -65,7 +65,7 @@ def build(settings: Settings | None = None, carrier: CallBackend | None = None) 
     service.task("switch", switch.run)
     service.task("orders", lambda: service.weatherproof("orders", switch.take_orders))
     service.task("lease", switch.keep_lease)
-    service.task("orphans", switch.adopt_orphans)
+    service.task("orphans", lambda: service.weatherproof("orphans", switch.adopt_orphans))
     service.before_stop(switch.stop)
     return service
 

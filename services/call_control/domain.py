@@ -6,7 +6,7 @@ else (C5); every refusal has a word, 110 and 112 the advice to dial them directl
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from typing import TypeAlias
 from uuid import UUID
@@ -14,8 +14,12 @@ from uuid import UUID
 import phonenumbers
 
 UUID7_TIMESTAMP_SHIFT = 80
+LAST_MILLISECOND = 253_402_300_799_999
+"""Of the year 9999; an id may claim a later one."""
 COUNTRY_CODE = "49"
 _TYPED = re.compile(r"\+?[0-9 ()/.\-]+")
+_NATIONAL_DIGITS_MAX = 13
+"""E.164 has 15 digits, country code included; the library takes longer ones for assigned."""
 _MOBILE = re.compile(r"(15[0-9]{9}|16[023][0-9]{7,8}|17[0-9]{8,9})")
 _EMERGENCY = frozenset({"110", "112"})
 
@@ -41,6 +45,10 @@ class RefusalReason(StrEnum):
 
     NUMBERS_EQUAL = "numbers_equal"
     CALL_IN_PROGRESS = "call_in_progress"
+    REQUESTED = "requested"
+    """The visitor hung up before anything was done."""
+    REQUEST_TOO_OLD = "request_too_old"
+    """Nobody waits for it any more: a service was away; a telephone must not ring hours later."""
 
 
 _PREFIXES: tuple[tuple[str, NumberReason], ...] = (
@@ -118,6 +126,8 @@ def _national(text: str, digits: str) -> str | NumberReason:
 
 
 def _is_assigned(national: str) -> bool:
+    if len(national) > _NATIONAL_DIGITS_MAX:
+        return False
     if national.startswith("1"):
         return _MOBILE.fullmatch(national) is not None
     number = phonenumbers.PhoneNumber(country_code=49, national_number=int(national or 0))
@@ -142,7 +152,6 @@ class State(StrEnum):
     ENDED = "ended"
 
 
-ACTIVE = frozenset(State) - {State.REFUSED, State.ENDED}
 HELD = frozenset({State.DIALLING, State.TALKING, State.ENDING})
 """States in which a process holds the call's legs."""
 
@@ -168,7 +177,7 @@ class AcceptedRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class RefusedRequest:
-    """The call will not be made; `reason` says why, `is_callback` about which number."""
+    """The call will not be made; `reason` says why."""
 
     reason: NumberReason | RefusalReason
 
@@ -176,8 +185,15 @@ class RefusedRequest:
 RequestDecision: TypeAlias = AcceptedRequest | RefusedRequest
 
 
-def decide_request(request: Request, *, has_active_call: bool) -> RequestDecision:
-    """Judge a call request: numbers first, then one call at a time per visitor."""
+def is_too_old(requested_at: datetime, now: datetime, age_max: timedelta) -> bool:
+    """Whether a request has waited so long that its call must not be dialled any more."""
+    return now - requested_at > age_max
+
+
+def decide_request(
+    request: Request, *, has_active_call: bool, is_old: bool = False
+) -> RequestDecision:
+    """Judge a call request: numbers first, then its age, then one call at a time per visitor."""
     callback = check_number(request.callback_number)
     destination = check_number(request.destination_number)
     for checked in (callback, destination):
@@ -190,8 +206,9 @@ def decide_request(request: Request, *, has_active_call: bool) -> RequestDecisio
         return RefusedRequest(reason=destination.reason)
     if callback == destination:
         return RefusedRequest(reason=RefusalReason.NUMBERS_EQUAL)
-    if has_active_call:
-        return RefusedRequest(reason=RefusalReason.CALL_IN_PROGRESS)
+    if is_old or has_active_call:
+        reason = RefusalReason.REQUEST_TOO_OLD if is_old else RefusalReason.CALL_IN_PROGRESS
+        return RefusedRequest(reason=reason)
     return AcceptedRequest(callback_number=callback.e164, destination_number=destination.e164)
 
 
@@ -217,5 +234,11 @@ def lease_ms(*, ring_a_s: int, ring_b_s: int, talk_max_ms: int, outage_margin_s:
 
 
 def day_of(server_id: UUID) -> date:
-    """Return the UTC day in which a UUIDv7 was made."""
-    return datetime.fromtimestamp((server_id.int >> UUID7_TIMESTAMP_SHIFT) / 1000, UTC).date()
+    """Return the UTC day in which a UUIDv7 was made; for a made-up id a day that no table has."""
+    return made_at(server_id).date()
+
+
+def made_at(server_id: UUID) -> datetime:
+    """Return the instant of a UUIDv7, whole seconds; the end of the year 9999 for a later claim."""
+    milliseconds = min(server_id.int >> UUID7_TIMESTAMP_SHIFT, LAST_MILLISECOND)
+    return datetime.fromtimestamp(milliseconds // 1000, UTC)

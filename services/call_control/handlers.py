@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from uuid import UUID
 
 from schemas import topics
@@ -18,10 +19,16 @@ REASON_REQUESTED = "requested"
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a call asks the ledger for."""
+    """What a call asks the ledger for, and how old its request may be."""
 
     talk_max_ms: int
     lease_ms: int
+    request_age_max_s: int
+
+    @property
+    def request_age_max(self) -> timedelta:
+        """The age from which on a request is not dialled any more."""
+        return timedelta(seconds=self.request_age_max_s)
 
 
 class Handlers:
@@ -37,17 +44,21 @@ class Handlers:
         """Check numbers, record the use, ask for credit (R-A1; C1, C5)."""
         known = await ctx.store.calls(r.event.call_id for r in batch)
         busy = await ctx.store.visitors_with_active_call(r.event.visitor_id for r in batch)
+        hung_up = await ctx.store.hung_up_before_known(r.event.call_id for r in batch)
         added: dict[UUID, Call] = {}
         addresses: dict[UUID, str] = {}
-        instants = {r.event.call_id: r.time for r in batch}
         for received in batch:
             event = received.event
             if event.call_id in known or event.call_id in added:
                 ctx.count(topics.CALL_REQUEST, "duplicate")
                 continue
             decision = domain.decide_request(
-                _request(received), has_active_call=event.visitor_id in busy
+                _request(received),
+                has_active_call=event.visitor_id in busy,
+                is_old=domain.is_too_old(received.time, ctx.now, self._limits.request_age_max),
             )
+            if event.call_id in hung_up and isinstance(decision, domain.AcceptedRequest):
+                decision = domain.RefusedRequest(reason=domain.RefusalReason.REQUESTED)
             call = _new_call(received, decision)
             added[call.call_id] = call
             addresses[call.call_id] = event.address
@@ -59,7 +70,7 @@ class Handlers:
             else:
                 tell(ctx, call, CallStatus.REFUSED, reason=decision.reason)
                 ctx.count(topics.CALL_REQUEST, f"refused_{decision.reason}")
-        await ctx.store.add_calls([(c, instants[c.call_id]) for c in added.values()], addresses)
+        await ctx.store.add_calls(list(added.values()), addresses)
 
     def _ask_for_credit(self, ctx: Context[Store], received: Received[CallRequestV1]) -> None:
         request = CreditRequestV1(
@@ -78,30 +89,31 @@ class Handlers:
         calls = await ctx.store.calls(r.event.reservation_id for r in batch)
         granted = []
         refused = []
-        done: set[UUID] = set()
         for received in batch:
             event, call = received.event, calls.get(received.event.reservation_id)
             if call is None:
                 ctx.dead_letter(received, "call_unknown")
-            elif call.call_id in done or call.state not in (State.REQUESTED, State.ENDED):
-                ctx.count(topics.CREDIT_DECISION, "duplicate")
-            elif call.state is State.ENDED:
-                # hung up before the answer came: give back what nobody will use
+            elif call.state in (State.ENDED, State.REFUSED):
+                # hung up or given up before the answer came: give back what nobody will use
                 if event.granted and call.reserved_ms is None:
                     self._give_back(ctx, received)
                 ctx.count(topics.CREDIT_DECISION, "too_late")
+            elif call.state is not State.REQUESTED:
+                ctx.count(topics.CREDIT_DECISION, "duplicate")
             elif event.granted:
                 assert event.lease_until is not None
                 granted.append((call.call_id, event.reserved_ms, event.lease_until))
+                calls[call.call_id] = replace(
+                    call, state=State.RESERVED, reserved_ms=event.reserved_ms
+                )
                 tell(ctx, call, CallStatus.RESERVED, reserved_ms=event.reserved_ms)
                 ctx.count(topics.CREDIT_DECISION, "granted")
             else:
                 reason = event.reason or "no_credit"
                 refused.append((call.call_id, reason))
+                calls[call.call_id] = replace(call, state=State.REFUSED)
                 tell(ctx, call, CallStatus.REFUSED, reason=reason)
                 ctx.count(topics.CREDIT_DECISION, "refused")
-            if call is not None:
-                done.add(call.call_id)
         await ctx.store.grant(granted)
         await ctx.store.order("dial", [call_id for call_id, _, _ in granted], ctx.now)
         await ctx.store.refuse(refused)
@@ -122,9 +134,14 @@ class Handlers:
         """Hang up: at once where nothing was dialled yet, else by order to the call's holder."""
         calls = await ctx.store.calls(r.event.call_id for r in batch)
         orders: list[UUID] = []
+        early: list[UUID] = []
         for received in batch:
             call = calls.get(received.event.call_id)
-            if call is None or call.visitor_id != received.event.visitor_id:
+            if call is None and self._may_come(received.event.call_id, ctx):
+                # its request may still come: topics are not read in one order
+                early.append(received.event.call_id)
+                ctx.count(topics.CALL_COMMAND, "early")
+            elif call is None or call.visitor_id != received.event.visitor_id:
                 ctx.count(topics.CALL_COMMAND, "refused_not_your_call")
             elif call.state in (State.REFUSED, State.ENDED) or call.call_id in orders:
                 ctx.count(topics.CALL_COMMAND, "too_late")
@@ -137,6 +154,12 @@ class Handlers:
                 orders.append(call.call_id)
                 ctx.count(topics.CALL_COMMAND, "ordered")
         await ctx.store.order("hang_up", orders, ctx.now)
+        await ctx.store.note_early_hang_up(early, ctx.now)
+
+    def _may_come(self, call_id: UUID, ctx: Context[Store]) -> bool:
+        """Whether a call's request may still be under way: its id is young enough to be dialled."""
+        age = abs(ctx.now - domain.made_at(call_id))
+        return age < self._limits.request_age_max
 
 
 def tell(
@@ -179,6 +202,7 @@ def _new_call(received: Received[CallRequestV1], decision: domain.RequestDecisio
         visitor_id=event.visitor_id,
         state=State.REQUESTED,
         traceparent=received.traceparent,
+        requested_at=received.time,
     )
     if isinstance(decision, domain.RefusedRequest):
         # a refused number is not kept: nobody may dial it, and nobody needs it (R-C1)

@@ -32,7 +32,7 @@ def build_http(service: Service[Store]) -> FastAPI:
     async def call(call_id: UUID, visitor_id: UUID) -> CallView:
         """Return a visitor's own call; someone else's does not exist for them."""
         async with service.transaction() as ctx:
-            found = (await ctx.store.calls([call_id])).get(call_id)
+            found = await ctx.store.read_call(call_id)
         if found is None or found.visitor_id != visitor_id:
             raise HTTPException(status_code=404)
         return _view(found)

@@ -27,10 +27,16 @@ class Settings(ServiceSettings):
     ack_guard_ms: int = Field(default=3000, ge=1, le=20_000)
     session_expires_s: int = Field(default=180, ge=0, le=7200)
     calls_max: int = Field(default=2000, ge=1)
-    talk_max_ms: int = Field(default=3_600_000, ge=1000)
+    request_age_max_s: int = Field(default=60, ge=5, le=600)
+    """A request that was not dialled for so long is given up: nobody waits for it any more."""
+    talk_max_ms: int = Field(default=3_600_000, ge=1000, le=4 * 3_600_000)
     """The longest talk that a call may reserve, whatever credit there is."""
-    outage_margin_s: int = Field(default=3600, ge=60)
-    """How long a reservation outlives ring limits and talk: the longest outage that is settled."""
+    outage_margin_s: int = Field(default=3600, ge=600, le=12 * 3600)
+    """How long a reservation outlives ring limits and talk: the longest outage that is settled.
+
+    At least the age that a request may reach before it is dialled. With the longest talk it stays
+    under the 22 hours between the end of a credit's life and the drop of its day.
+    """
     holder_lease_s: float = Field(default=8.0, gt=2)
     """A process silent for so long has lost its calls to its peers, and must have ended itself."""
     drain_s: float = Field(default=2.0, ge=0)

@@ -6,11 +6,9 @@ from datetime import date, datetime
 from typing import Any
 from uuid import UUID
 
-from services.call_control.domain import ACTIVE, HELD, State, day_of
+from services.call_control.domain import State, day_of
 from services.chassis import db
-
-_ACTIVE = [state.value for state in sorted(ACTIVE)]
-_HELD = [state.value for state in sorted(HELD)]
+from services.privacy.invariants import D1_NO_DAY_PARTITION_TOO_OLD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +19,14 @@ class Call:
     visitor_id: UUID
     state: State
     traceparent: str
+    requested_at: datetime
     reason: str | None = None
     callback_number: str | None = None
     destination_number: str | None = None
     reserved_ms: int | None = None
     connected_at: datetime | None = None
     ended_at: datetime | None = None
+    ended_by: str | None = None
     talk_ms: int | None = None
     overrun_ms: int | None = None
     holder: str | None = None
@@ -73,7 +73,22 @@ JOIN unnest($1::date[], $2::uuid[]) AS given(call_day, call_id) USING (call_day,
 ORDER BY c.call_day, c.call_id FOR UPDATE OF c
 """
 _WITH_ACTIVE_CALL = """
-SELECT DISTINCT visitor_id FROM call WHERE visitor_id = ANY($1::uuid[]) AND state = ANY($2::text[])
+SELECT DISTINCT visitor_id FROM call
+WHERE visitor_id = ANY($1::uuid[]) AND state NOT IN ('refused', 'ended')
+"""
+_HUNG_UP_BEFORE_KNOWN = """
+SELECT o.call_id FROM call_order o
+JOIN unnest($1::date[], $2::uuid[]) AS given(call_day, call_id) USING (call_day, call_id)
+WHERE o.name = 'hang_up'
+"""
+_EARLY_HANG_UP = """
+INSERT INTO call_order (call_day, call_id, name, ordered_at, done_at)
+SELECT day, call_id, 'hang_up', $3, $3 FROM unnest($1::date[], $2::uuid[]) AS given(day, call_id)
+ON CONFLICT DO NOTHING
+"""
+_UNANSWERED = """
+SELECT * FROM call WHERE state = 'requested' AND requested_at < $1
+ORDER BY call_day, call_id LIMIT $2 FOR UPDATE SKIP LOCKED
 """
 _ADD_CALLS = """
 INSERT INTO call (call_day, call_id, visitor_id, state, reason, callback_number, destination_number,
@@ -122,11 +137,13 @@ UPDATE call SET state = CASE WHEN state = 'reserved' THEN 'dialling' ELSE state 
                 holder = $3, holder_epoch = $4
 WHERE (call_day, call_id) = ($1, $2)
 """
+# A sub-query, no outer join: a row that a peer took meanwhile is judged anew by its new holder.
 _ORPHANS = """
-SELECT c.* FROM call c LEFT JOIN holder h USING (holder)
-WHERE c.state = ANY($1::text[])
-  AND ((c.holder = $2 AND c.holder_epoch < $3)
-       OR (c.holder <> $2 AND (h.renewed_at IS NULL OR h.renewed_at < $4)))
+SELECT c.* FROM call c
+WHERE c.state IN ('dialling', 'talking', 'ending')
+  AND ((c.holder = $1 AND (c.holder_epoch < $2 OR c.call_id <> ALL($3::uuid[])))
+       OR (c.holder <> $1 AND NOT EXISTS (
+           SELECT FROM holder h WHERE h.holder = c.holder AND h.renewed_at >= $4)))
 ORDER BY c.call_day, c.call_id LIMIT $5 FOR UPDATE OF c SKIP LOCKED
 """
 _LEG_EVENT = """
@@ -159,9 +176,12 @@ _ENDING = """
 UPDATE call SET state = 'ending', reason = $3, ended_by = $4, talk_ms = $5, overrun_ms = $6
 WHERE (call_day, call_id) = ($1, $2)
 """
+# What nobody ever held was never dialled: its numbers are not needed (R-C1).
 _END = """
 UPDATE call SET state = 'ended', reason = $3, ended_by = $4, ended_at = $5, talk_ms = $6,
-                overrun_ms = $7
+                overrun_ms = $7,
+                callback_number = CASE WHEN holder IS NOT NULL THEN callback_number END,
+                destination_number = CASE WHEN holder IS NOT NULL THEN destination_number END
 WHERE (call_day, call_id) = ($1, $2)
 """
 _TAKE_EPOCH = """
@@ -169,9 +189,13 @@ INSERT INTO holder AS h (holder, epoch, renewed_at) VALUES ($1, 1, $2)
 ON CONFLICT (holder) DO UPDATE SET epoch = h.epoch + 1, renewed_at = excluded.renewed_at
 RETURNING epoch
 """
-_RENEW = "UPDATE holder SET renewed_at = $3 WHERE holder = $1 AND epoch = $2"
+_RENEW = """
+UPDATE holder SET renewed_at = $3 WHERE holder = $1 AND epoch = $2 AND renewed_at >= $4
+"""
 
 INVARIANTS: dict[str, str] = {
+    # D1: a failure means that a day outlived its rule; did its order arrive?
+    "d1_no_day_partition_too_old": D1_NO_DAY_PARTITION_TOO_OLD,
     # C1: a failure means that a leg was dialled without a reservation.
     "c1_no_leg_without_reservation": """
         SELECT count(*) FROM call c JOIN call_leg l USING (call_day, call_id)
@@ -183,7 +207,8 @@ INVARIANTS: dict[str, str] = {
     # C3: a failure means a call that nobody holds and nobody ended.
     "c3_every_call_ends": """
         SELECT count(*) FROM call
-        WHERE state NOT IN ('refused', 'ended') AND lease_until < now()""",
+        WHERE state NOT IN ('refused', 'ended')
+            AND coalesce(lease_until, requested_at + interval '15 minutes') < now()""",
     # C3: a failure means a leg that may still be up although its call has ended: alarm the carrier.
     "c3_legs_of_ended_calls_are_down": """
         SELECT count(*) FROM call c JOIN call_leg l USING (call_day, call_id)
@@ -213,21 +238,40 @@ class Store:
         rows = await self._db.fetch(_CALLS, [day_of(i) for i in ordered], ordered)
         return {row["call_id"]: _call(row) for row in rows}
 
+    async def read_call(self, call_id: UUID) -> Call | None:
+        """Return one call for reading only: nobody waits for a reader."""
+        row = await self._db.fetchrow(
+            "SELECT * FROM call WHERE (call_day, call_id) = ($1, $2)", day_of(call_id), call_id
+        )
+        return None if row is None else _call(row)
+
     async def visitors_with_active_call(self, visitors: Iterable[UUID]) -> set[UUID]:
         """Return those of the visitors who have a call that has not ended."""
-        rows = await self._db.fetch(_WITH_ACTIVE_CALL, sorted(set(visitors)), _ACTIVE)
+        rows = await self._db.fetch(_WITH_ACTIVE_CALL, sorted(set(visitors)))
         return {row["visitor_id"] for row in rows}
 
-    async def add_calls(
-        self, calls: Sequence[tuple[Call, datetime]], addresses: Mapping[UUID, str]
-    ) -> None:
-        """Write new calls with the instant of their request, and the addresses by call."""
+    async def hung_up_before_known(self, ids: Iterable[UUID]) -> set[UUID]:
+        """Return those of the calls whose hang-up came before their request."""
+        found = list(ids)
+        rows = await self._db.fetch(_HUNG_UP_BEFORE_KNOWN, [day_of(i) for i in found], found)
+        return {row["call_id"] for row in rows}
+
+    async def note_early_hang_up(self, ids: Sequence[UUID], at: datetime) -> None:
+        """Keep hang-ups of calls that are not known yet; as done, so that nobody polls them."""
+        await self._db.execute(_EARLY_HANG_UP, [day_of(i) for i in ids], list(ids), at)
+
+    async def unanswered(self, requested_before: datetime, limit: int) -> list[Call]:
+        """Return calls that still wait for the ledger's answer; skips what others hold."""
+        return [_call(row) for row in await self._db.fetch(_UNANSWERED, requested_before, limit)]
+
+    async def add_calls(self, calls: Sequence[Call], addresses: Mapping[UUID, str]) -> None:
+        """Write new calls, and the addresses by call."""
         await self._db.execute(
-            _ADD_CALLS, [c.day for c, _ in calls], [c.call_id for c, _ in calls],
-            [c.visitor_id for c, _ in calls], [c.state.value for c, _ in calls],
-            [c.reason for c, _ in calls], [c.callback_number for c, _ in calls],
-            [c.destination_number for c, _ in calls], [c.traceparent for c, _ in calls],
-            [at for _, at in calls],
+            _ADD_CALLS, [c.day for c in calls], [c.call_id for c in calls],
+            [c.visitor_id for c in calls], [c.state.value for c in calls],
+            [c.reason for c in calls], [c.callback_number for c in calls],
+            [c.destination_number for c in calls], [c.traceparent for c in calls],
+            [c.requested_at for c in calls],
         )  # fmt: skip
         ids = list(addresses)
         await self._db.execute(
@@ -269,10 +313,14 @@ class Store:
         await self._db.execute(_HOLD, call.day, call.call_id, holder, epoch)
 
     async def orphans(
-        self, holder: str, epoch: int, dead_since: datetime, limit: int
+        self, holder: str, epoch: int, held: Iterable[UUID], dead_since: datetime, limit: int
     ) -> list[Call]:
-        """Return held calls of this process's earlier lives and of processes long silent."""
-        rows = await self._db.fetch(_ORPHANS, _HELD, holder, epoch, dead_since, limit)
+        """Return calls that no living process carries.
+
+        They are this process's by the table but not among the `held`, or of an earlier life of
+        it, or of a process silent since `dead_since`.
+        """
+        rows = await self._db.fetch(_ORPHANS, holder, epoch, list(held), dead_since, limit)
         return [_call(row) for row in rows]
 
     async def dialogs(self, call: Call) -> tuple[Mapping[str, Any], ...]:
@@ -331,9 +379,12 @@ class Store:
         """Begin a new life of this holder; calls of an earlier one are orphans."""
         return int(await self._db.fetchval(_TAKE_EPOCH, holder, now))
 
-    async def renew(self, holder: str, epoch: int, now: datetime) -> bool:
-        """Say that this process lives; False where a twin has taken its name."""
-        return bool(await self._db.execute(_RENEW, holder, epoch, now) == "UPDATE 1")
+    async def renew(
+        self, holder: str, epoch: int, now: datetime, not_silent_since: datetime
+    ) -> bool:
+        """Say that this process lives; False where a twin has its name, or it was silent since."""
+        status = await self._db.execute(_RENEW, holder, epoch, now, not_silent_since)
+        return bool(status == "UPDATE 1")
 
 
 def _call(row: Any) -> Call:
@@ -342,12 +393,14 @@ def _call(row: Any) -> Call:
         visitor_id=row["visitor_id"],
         state=State(row["state"]),
         traceparent=row["traceparent"],
+        requested_at=row["requested_at"],
         reason=row["reason"],
         callback_number=row["callback_number"],
         destination_number=row["destination_number"],
         reserved_ms=row["reserved_ms"],
         connected_at=row["connected_at"],
         ended_at=row["ended_at"],
+        ended_by=row["ended_by"],
         talk_ms=row["talk_ms"],
         overrun_ms=row["overrun_ms"],
         holder=row["holder"],

@@ -7,9 +7,10 @@ acknowledged; the end of the call, its CDR and its `call-end` are one transactio
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -54,6 +55,7 @@ class Switch:
         self._backend = carrier
         self._settings = settings
         self._metrics = metrics
+        self._request_age_max = timedelta(seconds=settings.request_age_max_s)
         self._holder = settings.instance
         self._epoch = 0
         self._renewed_at = 0.0
@@ -68,22 +70,27 @@ class Switch:
         await self._patiently(self._take_epoch)
         await self._backend.start()
         self._started.set()
-        queue: asyncio.Queue[backend.Event] = asyncio.Queue()
+        queue: asyncio.Queue[backend.Event | None] = asyncio.Queue()
         reader = asyncio.create_task(self._read(queue))
         try:
-            while True:
-                events = [await queue.get()]
-                while not queue.empty() and len(events) < EVENTS_MAX:
-                    events.append(queue.get_nowait())
-                await self._patiently(functools.partial(self._write, events))
-                if reader.done() and queue.empty():
-                    reader.result()
+            while not (reader.done() and queue.empty()):
+                taken = [await queue.get()]
+                while not queue.empty() and len(taken) < EVENTS_MAX:
+                    taken.append(queue.get_nowait())
+                events = [event for event in taken if event is not None]
+                if events:
+                    await self._patiently(functools.partial(self._write, events))
+            reader.result()
         finally:
             reader.cancel()
 
-    async def _read(self, queue: "asyncio.Queue[backend.Event]") -> None:
-        async for event in self._backend.events():
-            queue.put_nowait(event)
+    async def _read(self, queue: "asyncio.Queue[backend.Event | None]") -> None:
+        try:
+            async for event in self._backend.events():
+                queue.put_nowait(event)
+        finally:
+            # wakes the writer: a back end that died has nothing more to report, and nobody to tell
+            queue.put_nowait(None)
 
     async def take_orders(self) -> None:
         """Carry out orders as they come."""
@@ -97,28 +104,46 @@ class Switch:
         """Renew this process's lease; without it the calls belong to the peers: end at once."""
         await self._started.wait()
         while True:
+            renewing = asyncio.create_task(self._renew())
+            # not `wait_for`: a cancelled statement may itself wait for a server that is away
             try:
-                await self._renew()
-            except Exception as error:
+                await asyncio.wait({renewing}, timeout=self._lease_left_s())
+                if not renewing.done():
+                    raise errors.Fatal("the lease could not be renewed in time")
+            finally:
+                renewing.cancel()
+            error = renewing.exception()
+            if error is not None:
                 if not errors.is_transient(error):
-                    raise
-                silent_s = self._service.clock.monotonic() - self._renewed_at
-                if silent_s > self._settings.holder_lease_s - RENEW_EVERY_S:
+                    raise error
+                if self._lease_left_s() <= 0:
                     raise errors.Fatal("the lease could not be renewed in time") from error
             await sleep(RENEW_EVERY_S)
 
+    def _lease_left_s(self) -> float:
+        """Return for how long renewing may fail: room is left to end before the peers take over."""
+        silent_s = self._service.clock.monotonic() - self._renewed_at
+        return max(0.0, self._settings.holder_lease_s - RENEW_EVERY_S - silent_s)
+
     async def _renew(self) -> None:
+        lease = timedelta(seconds=self._settings.holder_lease_s)
         async with self._service.transaction() as ctx:
-            is_mine = await ctx.store.renew(self._holder, self._epoch, ctx.now)
+            # a process that stood still must not go on as if its peers had not taken its calls
+            is_mine = await ctx.store.renew(self._holder, self._epoch, ctx.now, ctx.now - lease)
         if not is_mine:
-            raise errors.Fatal(f"another process runs as instance {self._holder}")
+            raise errors.Fatal(
+                f"another process runs as instance {self._holder}, or this one stood still for "
+                "longer than its lease"
+            )
         self._renewed_at = self._service.clock.monotonic()
 
     async def adopt_orphans(self) -> None:
-        """Bring down the legs of calls whose process died, this one's earlier lives included."""
+        """Bring down the legs of calls that no living process carries; give up stale requests."""
         await self._started.wait()
         while True:
-            await self._adopt()
+            if not self._stopping:
+                await self._adopt()
+                await self._give_up_unanswered()
             await sleep(ORPHANS_EVERY_S)
 
     async def stop(self) -> None:
@@ -139,30 +164,79 @@ class Switch:
         self._renewed_at = self._service.clock.monotonic()
 
     async def _carry_out_orders(self) -> int:
-        commands: list[backend.Command] = []
-        async with self._service.transaction() as ctx:
-            orders = await ctx.store.open_orders(self._holder, ORDERS_MAX)
-            if not orders:
-                return 0
-            calls = await ctx.store.calls(call_id for call_id, _ in orders)
-            hang_ups = {call_id for call_id, name in orders if name == "hang_up"}
-            for call_id, name in orders:
-                call = calls[call_id]
-                if name == "dial" and call.state is State.RESERVED and call_id not in hang_ups:
-                    await ctx.store.hold(call, self._holder, self._epoch)
-                    commands.append(self._dial(call))
-                elif name == "hang_up" and call.state is State.RESERVED:
-                    await self._end_undialled(ctx, call)
-                elif name == "hang_up" and call.state in domain.HELD:
-                    commands.append(backend.HangUp(call_id=call_id))
-            await ctx.store.orders_done(orders, ctx.now)
+        dials: list[backend.Dial] = []
+        with self._holding() as hold:
+            async with self._service.transaction() as ctx:
+                orders = await ctx.store.open_orders(self._holder, ORDERS_MAX)
+                if not orders:
+                    return 0
+                calls = await ctx.store.calls(call_id for call_id, _ in orders)
+                hang_ups = {call_id for call_id, name in orders if name == "hang_up"}
+                # what a peer has dialled meanwhile is the peer's to hang up
+                mine = [
+                    (call_id, name)
+                    for call_id, name in orders
+                    if name == "dial" or self._may_hang_up(calls[call_id])
+                ]
+                for call_id, name in mine:
+                    call = calls[call_id]
+                    if name == "hang_up":
+                        await self._hang_up(ctx, call)
+                    elif (
+                        call.state is State.RESERVED
+                        and call_id not in hang_ups
+                        and await self._is_still_wanted(ctx, call)
+                    ):
+                        await hold(ctx, call)
+                        dials.append(self._dial(call))
+                await ctx.store.orders_done(mine, ctx.now)
         # only now: what is dialled is held for certain
-        for command in commands:
-            if isinstance(command, backend.Dial):
-                self._held.add(command.call_id)
+        for command in dials:
             self._backend.send(command)
-        self._metrics.active.set(len(self._held))
         return len(orders)
+
+    @contextlib.contextmanager
+    def _holding(self) -> Iterator[Callable[[Context[Store], Call], Awaitable[None]]]:
+        """Hand out what makes this process a call's holder; undone here where the commit failed.
+
+        A commit whose answer is lost may have worked all the same: then the call is ours by the
+        table but not here, and the next look for orphans brings it down.
+        """
+        taken: set[UUID] = set()
+
+        async def hold(ctx: Context[Store], call: Call) -> None:
+            await ctx.store.hold(call, self._holder, self._epoch)
+            # before the commit: from then on the look for orphans sees the call
+            taken.add(call.call_id)
+            self._held.add(call.call_id)
+
+        try:
+            yield hold
+        except BaseException:
+            self._held -= taken
+            raise
+        finally:
+            self._metrics.active.set(len(self._held))
+
+    def _may_hang_up(self, call: Call) -> bool:
+        return call.state not in domain.HELD or call.holder == self._holder
+
+    def _is_mine(self, call: Call) -> bool:
+        return (call.holder, call.holder_epoch) == (self._holder, self._epoch)
+
+    async def _hang_up(self, ctx: Context[Store], call: Call) -> None:
+        if call.state is State.RESERVED:
+            await self._end_undialled(ctx, call, REASON_REQUESTED)
+        elif call.state in domain.HELD:
+            # before the commit, whose answer may get lost: rather twice than never
+            self._backend.send(backend.HangUp(call_id=call.call_id))
+
+    async def _is_still_wanted(self, ctx: Context[Store], call: Call) -> bool:
+        """Whether someone still waits for the call; one that nobody waits for is ended."""
+        if not domain.is_too_old(call.requested_at, ctx.now, self._request_age_max):
+            return True
+        await self._end_undialled(ctx, call, domain.RefusalReason.REQUEST_TOO_OLD.value)
+        return False
 
     def _dial(self, call: Call) -> backend.Dial:
         assert call.callback_number is not None
@@ -177,49 +251,56 @@ class Switch:
             ring_b_timeout_ms=self._settings.ring_b_timeout_s * 1000,
         )
 
-    async def _end_undialled(self, ctx: Context[Store], call: Call) -> None:
+    async def _end_undialled(self, ctx: Context[Store], call: Call, reason: str) -> None:
         end = End(
             call_id=call.call_id,
-            reason=REASON_REQUESTED,
+            reason=reason,
             ended_by="platform",
             ended_at=ctx.now,
             talk_ms=0,
             overrun_ms=0,
         )
         await self._end(ctx, call, end)
-        tell(ctx, call, CallStatus.ENDED, reason=REASON_REQUESTED, talk_ms=0)
+        tell(ctx, call, CallStatus.ENDED, reason=reason, talk_ms=0)
+
+    async def _give_up_unanswered(self) -> None:
+        """Refuse requests that the ledger has not answered in time; a late answer is given back."""
+        reason = domain.RefusalReason.REQUEST_TOO_OLD.value
+        async with self._service.transaction() as ctx:
+            calls = await ctx.store.unanswered(ctx.now - self._request_age_max, ORDERS_MAX)
+            await ctx.store.refuse([(call.call_id, reason) for call in calls])
+            for call in calls:
+                tell(ctx, call, CallStatus.REFUSED, reason=reason)
 
     async def _adopt(self) -> None:
         dead_for = timedelta(seconds=self._settings.holder_lease_s)
         commands: list[backend.TearDown] = []
-        try:
+        with self._holding() as hold:
             async with self._service.transaction() as ctx:
                 orphans = await ctx.store.orphans(
-                    self._holder, self._epoch, ctx.now - dead_for, ORDERS_MAX
+                    self._holder, self._epoch, self._held, ctx.now - dead_for, ORDERS_MAX
                 )
-                for call in orphans:
-                    await ctx.store.hold(call, self._holder, self._epoch)
+                # asked again: an order may have been taken while the query ran
+                for call in (each for each in orphans if each.call_id not in self._held):
+                    await hold(ctx, call)
                     dialogs = await ctx.store.dialogs(call)
                     commands.append(backend.TearDown(call_id=call.call_id, dialogs=dialogs))
-        except Exception as error:
-            if not errors.is_transient(error):
-                raise
-            return
         for command in commands:
             logs.get().warning("orphan taken over", call_id=str(command.call_id))
             self._metrics.orphans.inc()
-            self._held.add(command.call_id)
             self._backend.send(command)
 
     # ------------------------------------------------------------------ what the back end reports
 
     async def _write(self, events: Sequence[backend.Event]) -> None:
         acknowledge: list[backend.Persisted] = []
+        lost: set[UUID] = set()
         async with self._service.transaction() as ctx:
             calls = await ctx.store.calls(event.call_id for event in events)
             for event in events:
                 call = calls.get(event.call_id)
-                if call is None or call.state is State.ENDED:
+                if call is None or call.state is State.ENDED or not self._is_mine(call):
+                    lost.add(event.call_id)
                     continue
                 calls[event.call_id] = await self._note(ctx, call, event)
                 if isinstance(event, backend.Answered):
@@ -229,6 +310,10 @@ class Switch:
             self._backend.send(message)
         for event in events:
             self._measure(event)
+        # a peer has settled them, or is about to: their legs must not stay up here (ignored where
+        # they do not)
+        for call_id in lost & self._held:
+            self._backend.send(backend.HangUp(call_id=call_id, reason=backend.EndReason.ORPHANED))
 
     async def _note(self, ctx: Context[Store], call: Call, event: backend.Event) -> Call:
         """Write one event; return the call as it is after it."""
@@ -312,15 +397,16 @@ class Switch:
         """Settle an orphan: by what was measured before the process died, else until the BYE."""
         assert call.reserved_ms is not None
         ended_at = min((leg.ended_at for leg in event.legs if leg.ended_at), default=event.at)
-        talk = (
-            domain.Talk(talk_ms=call.talk_ms, overrun_ms=call.overrun_ms or 0)
-            if call.talk_ms is not None
-            else domain.talk_between(call.connected_at, ended_at, call.reserved_ms)
-        )
+        if call.talk_ms is None:
+            talk = domain.talk_between(call.connected_at, ended_at, call.reserved_ms)
+        else:
+            talk = domain.Talk(talk_ms=call.talk_ms, overrun_ms=call.overrun_ms or 0)
+            if call.connected_at is not None:
+                ended_at = call.connected_at + timedelta(milliseconds=call.talk_ms)
         end = End(
             call_id=call.call_id,
             reason=call.reason or event.reason.value,
-            ended_by="platform",
+            ended_by=call.ended_by or "platform",
             ended_at=ended_at,
             talk_ms=talk.talk_ms,
             overrun_ms=talk.overrun_ms,

@@ -37,6 +37,7 @@ CREATE TABLE call (
     CONSTRAINT call_ended_facts_ck CHECK (state <> 'ended'
         OR (talk_ms >= 0 AND overrun_ms >= 0 AND reason IS NOT NULL))
 ) PARTITION BY RANGE (call_day);
+CREATE INDEX call_unanswered ON call (requested_at) WHERE state = 'requested';
 CREATE INDEX call_active ON call (visitor_id) WHERE state NOT IN ('refused', 'ended');
 CREATE INDEX call_held ON call (holder, holder_epoch) WHERE state IN ('dialling', 'talking', 'ending');
 CREATE INDEX call_visitor ON call (visitor_id);

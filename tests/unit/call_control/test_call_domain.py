@@ -139,3 +139,32 @@ def test_the_talk_of_an_orphan_is_counted_to_its_bye_and_the_overrun_is_told():
     later = NOON + timedelta(seconds=7)
     assert domain.talk_between(NOON, later, 5_000) == Talk(talk_ms=7_000, overrun_ms=2_000)
     assert domain.talk_between(later, NOON, 5_000) == Talk(talk_ms=0, overrun_ms=0)
+
+
+@given(st.text(alphabet="0123456789", min_size=1, max_size=20))
+def test_whatever_is_accepted_can_be_dialled(digits):
+    """C5: a number that the back end would not take must never get as far as an order."""
+    found = check_number("0" + digits)
+    if isinstance(found, Accepted):
+        assert backend.E164.fullmatch(found.e164), found
+
+
+@pytest.mark.parametrize("digits", [13, 14, 16])
+def test_a_number_longer_than_any_is_not_assigned(digits):
+    """C5: E.164 ends at 15 digits; the library would go on to 17."""
+    assert check_number("030" + "2" * digits) == RefusedNumber(NumberReason.NOT_ASSIGNED)
+
+
+def test_an_id_from_beyond_the_calendar_has_a_day_that_no_table_has():
+    """Security: a browser may make up a call's id."""
+    assert domain.day_of(UUID("ffffffff-ffff-7fff-bfff-ffffffffffff")).year == 9999
+
+
+def test_age_comes_after_the_advice_to_dial_directly():
+    """C5: whoever needs help gets the advice, late or not."""
+    late = Request(
+        call_id=UUID(int=1), visitor_id=UUID(int=2), callback_number=BERLIN,
+        destination_number="110", at=NOON,
+    )  # fmt: skip
+    refused = domain.decide_request(late, has_active_call=True, is_old=True)
+    assert refused == RefusedRequest(reason=NumberReason.EMERGENCY)
