@@ -75,6 +75,9 @@ def environment() -> dict[str, str]:
         "PIP_CACHE_DIR": str(TOOLS / "cache" / "pip"),
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
     }
+    if "SSL_CERT_FILE" in result:
+        # uv reads the one, the jars' client the other
+        result.setdefault("REQUESTS_CA_BUNDLE", result["SSL_CERT_FILE"])
     # uv does not read pip's settings
     for setting, names in {
         "global.index-url": ("UV_DEFAULT_INDEX",),

@@ -1,1 +1,1 @@
-"""All tests. This file must exist: sippy installs a package of the name `tests`, which would win."""
+"""All tests. This file must exist: a package `tests` that sippy installs would win otherwise."""

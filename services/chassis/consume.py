@@ -38,6 +38,9 @@ Handler = Callable[[Context[Any], Sequence[Received[Any]]], Awaitable[None]]
 _BACK_OFF_FIRST_S = 0.1
 _BACK_OFF_MAX_S = 5.0
 _COMMIT_EVERY_S = 5.0
+_COMMIT_TIMEOUT_S = 2.0
+_KAFKA_ANSWER_S = 20.0
+_HALT_POLL_S = 0.02
 
 _SEED = """
 INSERT INTO consumer_offset (topic, part, next_offset)
@@ -106,6 +109,8 @@ class Consumer:
         self._poison_run = 0
         self._positions: dict[TopicPartition, int] = {}
         self._uncommitted: dict[TopicPartition, int] = {}
+        self._looked_again: dict[TopicPartition, int] = {}
+        self._handled_at: dict[TopicPartition, float] = {}
         self._busy_since: float | None = None
         self._progress_at = clock.monotonic()
         self._committed_at = clock.monotonic()
@@ -147,10 +152,7 @@ class Consumer:
     async def stop(self) -> None:
         """Finish the poll under way, tell Kafka the offsets, leave; bounded."""
         self._dead = True
-        try:
-            await asyncio.wait_for(self._commit_to_kafka(), 2.0)
-        except (TimeoutError, kafka_errors.KafkaError):
-            logs.get().info("offsets not told to kafka")
+        await self._commit_to_kafka()
         try:
             await asyncio.wait_for(self._broker.stop(), self._settings.stop_timeout_s + 5)
         except (TimeoutError, kafka_errors.KafkaError):
@@ -163,19 +165,21 @@ class Consumer:
         try:
             await self._seek_to_database(partitions)
         except Exception as error:  # noqa: BLE001 - handed on: a swallowed one would read from a wrong place
+            self._dead = True
             self._fail(error)
 
     async def _seek_to_database(self, partitions: set[TopicPartition]) -> None:
-        self._positions.clear()
-        self._uncommitted.clear()
+        for state in (self._positions, self._uncommitted, self._looked_again, self._handled_at):
+            state.clear()
         if not partitions:
+            self.assigned.set()  # one process more than partitions: it stands by, which is well
             return
         offsets = await self._patiently(lambda: self._read_offsets(partitions))
         consumer = self._subscriber.consumer
         assert consumer is not None
         # no seek_to_beginning here: it waits for the fetcher, which waits for this very listener
-        starts = await asyncio.wait_for(consumer.beginning_offsets(list(partitions)), 20)
-        ends = await asyncio.wait_for(consumer.end_offsets(list(partitions)), 20)
+        starts = await self._bounds(consumer.beginning_offsets, partitions)
+        ends = await self._bounds(consumer.end_offsets, partitions)
         for tp in partitions:
             name, next_offset = self._name(tp), offsets[tp]
             if next_offset > ends[tp]:
@@ -192,6 +196,14 @@ class Consumer:
         self._progress_at = self._clock.monotonic()
         self.assigned.set()
         logs.get().info("partitions assigned", n=len(partitions))
+
+    async def _bounds(
+        self, ask: Callable[[list[TopicPartition]], Awaitable[Any]], tps: set[TopicPartition]
+    ) -> dict[TopicPartition, int]:
+        found: dict[TopicPartition, int] = await self._patiently(
+            lambda: asyncio.wait_for(ask(list(tps)), _KAFKA_ANSWER_S)
+        )
+        return found
 
     async def _read_offsets(self, partitions: set[TopicPartition]) -> dict[TopicPartition, int]:
         names = [self._name(tp) for tp in partitions]
@@ -214,8 +226,9 @@ class Consumer:
             return
         self._busy_since = self._clock.monotonic()
         try:
-            items = [self._decode(record) for record in records]
-            await self._apply(items)
+            items = self._without_gaps([self._decode(record) for record in records])
+            if items:
+                await self._apply(items)
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # noqa: BLE001 - the consume frame: one of the two places
@@ -228,9 +241,31 @@ class Consumer:
         await self._commit_now_and_then()
 
     async def _halt_if_dead(self) -> None:
-        # FastStream swallows errors and polls on: the next poll would pass the failed one.
-        if self._dead:
-            await asyncio.Event().wait()
+        # FastStream swallows errors and polls on: the next poll would pass the failed one. It polls
+        # no more once it is told to stop, so a stop need not wait for this poll's grace to run out.
+        while self._dead and self._subscriber.running:
+            await asyncio.sleep(_HALT_POLL_S)
+
+    def _without_gaps(self, items: list[_Item]) -> list[_Item]:
+        """Leave out partitions whose records do not follow on from what the database has.
+
+        After a rebalance aiokafka fetches from Kafka's committed offset while the seek to the
+        database's is still under way. Where the database is behind (restored from a backup), the
+        fence would take such records and pass the ones between. So: no seek yet, no effect; and a
+        gap is read a second time before it is believed (records deleted by age leave real ones).
+        """
+        left_out = set()
+        for tp, (first, _) in _spans(items).items():
+            expected = self._positions.get(tp)
+            if expected is None:
+                left_out.add(tp)
+            elif first > expected and self._looked_again.get(tp) != expected:
+                self._looked_again[tp] = expected
+                left_out.add(tp)
+                consumer = self._subscriber.consumer
+                if consumer is not None and tp in consumer.assignment():
+                    consumer.seek(tp, expected)
+        return [item for item in items if _tp(item.raw) not in left_out]
 
     def _decode(self, record: Any) -> _Item:
         topic = self._topic_by_full_name[record.topic]
@@ -241,6 +276,7 @@ class Consumer:
         return _Item(raw=record, topic=topic, received=received, reason=None)
 
     async def _apply(self, items: list[_Item]) -> None:
+        run_before = self._poison_run
         self._watch_poison(items)
         started = self._clock.monotonic()
         try:
@@ -248,6 +284,7 @@ class Consumer:
         except Exception as error:
             if not errors.is_data_error(error):
                 raise
+            self._poison_run = run_before
             logs.get().warning("poll replayed one by one", n=len(items), **logs.describe(error))
             await self._one_by_one(items)
         self._metrics.batch_seconds.observe(self._clock.monotonic() - started)
@@ -265,6 +302,8 @@ class Consumer:
                 )
                 self._watch_poison([bad])
                 await self._patiently(functools.partial(self._in_one_transaction, [bad]))
+            else:
+                self._watch_poison([item])
 
     def _watch_poison(self, items: list[_Item]) -> None:
         """Stop when everything is poison: then it is our bug, not theirs."""
@@ -325,10 +364,14 @@ class Consumer:
                 self._metrics.fenced.labels(item.topic.name).inc()
         for tp in owned:
             self._positions[tp] = self._uncommitted[tp] = spans[tp][1]
-        now = self._clock.now().timestamp()
-        newest = {_tp(i.raw): i.raw.timestamp / 1000 for i in items if _tp(i.raw) in owned}
-        for tp, timestamp in newest.items():
-            self._note_lag(tp, now - timestamp)
+        self._progress_at = self._clock.monotonic()
+        self._handled_at |= {
+            _tp(i.raw): i.raw.timestamp / 1000 for i in items if _tp(i.raw) in owned
+        }
+        consumer = self._subscriber.consumer
+        for tp in owned:
+            end = None if consumer is None else consumer.highwater(tp)
+            self._note_lag(tp, max(0, (end or 0) - self._positions[tp]))
 
     async def _rewind(self, refused: set[TopicPartition]) -> None:
         """Someone has done these: go on where the database says."""
@@ -371,21 +414,23 @@ class Consumer:
         consumer = self._subscriber.consumer
         offsets, self._uncommitted = self._uncommitted, {}
         self._committed_at = self._clock.monotonic()
-        if consumer is None or not offsets:
+        if consumer is None:
             return
         assigned = consumer.assignment()
+        told = {tp: n for tp, n in offsets.items() if tp in assigned}
         try:
-            await consumer.commit({tp: n for tp, n in offsets.items() if tp in assigned})
-        except kafka_errors.KafkaError as error:
+            if told:  # without a limit it would wait for a broker that is away, and hold the polls
+                await asyncio.wait_for(consumer.commit(told), _COMMIT_TIMEOUT_S)
+        except (TimeoutError, kafka_errors.KafkaError) as error:
             logs.get().info("offsets not told to kafka", **logs.describe(error))
 
-    def _note_lag(self, tp: TopicPartition, age_s: float) -> None:
-        consumer = self._subscriber.consumer
-        end = None if consumer is None else consumer.highwater(tp)
-        n_waiting = max(0, (end or 0) - self._positions.get(tp, 0))
+    def _note_lag(self, tp: TopicPartition, n_waiting: int) -> None:
         name, part = self._name(tp), str(tp.partition)
         self._metrics.lag_records.labels(name, part).set(n_waiting)
-        self._metrics.lag_seconds.labels(name, part).set(max(0.0, age_s) if n_waiting else 0.0)
+        age_s = 0.0
+        if n_waiting and tp in self._handled_at:
+            age_s = max(0.0, self._clock.now().timestamp() - self._handled_at[tp])
+        self._metrics.lag_seconds.labels(name, part).set(age_s)
 
     async def n_waiting(self) -> int | None:
         """Return how many records wait in the assigned partitions; None while nobody can tell."""
@@ -399,9 +444,7 @@ class Consumer:
             return None
         waiting = {tp: max(0, int(ends[tp]) - self._positions.get(tp, 0)) for tp in tps}
         for tp, n in waiting.items():
-            self._metrics.lag_records.labels(self._name(tp), str(tp.partition)).set(n)
-            if n == 0:
-                self._metrics.lag_seconds.labels(self._name(tp), str(tp.partition)).set(0)
+            self._note_lag(tp, n)
         return sum(waiting.values())
 
     def stalled_s(self) -> float:

@@ -39,17 +39,33 @@ async def _prepare(connection: Any) -> None:
     )
 
 
-async def connect(url: str) -> asyncpg.Connection[Any]:
-    """Open one connection outside the pool; the caller closes it."""
+async def connect(
+    url: str, *, command_timeout_s: float | None = COMMAND_TIMEOUT_S, idle_max_s: float = 0
+) -> asyncpg.Connection[Any]:
+    """Open one connection outside the pool; the caller closes it.
+
+    Args:
+        command_timeout_s: of each statement; None = no limit.
+        idle_max_s: the server ends the session after so long without a statement; 0 = never.
+    """
     connection: asyncpg.Connection[Any] = await asyncpg.connect(
-        url, timeout=10, command_timeout=COMMAND_TIMEOUT_S
+        url,
+        timeout=10,
+        command_timeout=command_timeout_s,
+        server_settings={"timezone": "UTC", "idle_session_timeout": f"{idle_max_s * 1000:.0f}"},
     )
     await _prepare(connection)
     return connection
 
 
-async def create_pool(url: str, *, size_max: int, name: str) -> asyncpg.Pool[Any]:
+async def create_pool(
+    url: str, *, size_max: int, name: str, transaction_idle_max_s: float
+) -> asyncpg.Pool[Any]:
     """Open the pool.
+
+    Args:
+        transaction_idle_max_s: the server ends a transaction that waits so long for its process: a
+            frozen one would keep its locks from whoever took its partitions over.
 
     Raises:
         Transient errors of asyncpg while the server is away.
@@ -61,7 +77,12 @@ async def create_pool(url: str, *, size_max: int, name: str) -> asyncpg.Pool[Any
         timeout=10,
         command_timeout=COMMAND_TIMEOUT_S,
         init=_prepare,
-        server_settings={"application_name": name, "timezone": "UTC", "lock_timeout": "10s"},
+        server_settings={
+            "application_name": name,
+            "timezone": "UTC",
+            "lock_timeout": "10s",
+            "idle_in_transaction_session_timeout": f"{transaction_idle_max_s * 1000:.0f}",
+        },
     )
     return pool
 
@@ -75,7 +96,7 @@ async def transaction(pool: asyncpg.Pool[Any]) -> AsyncIterator[Connection]:
 
 async def migrate(url: str, folders: Sequence[Path]) -> None:
     """Apply what is missing, folder by folder, under an advisory lock; runs as the owner's role."""
-    connection = await connect(url)
+    connection = await connect(url, command_timeout_s=None)
     try:
         await connection.execute("SELECT pg_advisory_lock($1)", _MIGRATION_LOCK)
         for folder in folders:

@@ -45,6 +45,10 @@ _TRANSIENT_DATABASE: tuple[type[BaseException], ...] = (
     asyncpg.CannotConnectNowError,
     asyncpg.TooManyConnectionsError,
     asyncpg.InsufficientResourcesError,
+    # a process that stood still lost its session; a standby was asked in the middle of a fail-over
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.IdleSessionTimeoutError,
+    asyncpg.ReadOnlySQLTransactionError,
 )
 _DATA_ERRORS: tuple[type[BaseException], ...] = (
     asyncpg.DataError,
@@ -56,8 +60,7 @@ def is_transient(error: BaseException) -> bool:
     """Whether trying again may help."""
     if isinstance(error, kafka_errors.KafkaError):
         return bool(error.retriable) or isinstance(error, kafka_errors.KafkaTimeoutError)
-    # an asyncpg.DataError about arguments is also an InterfaceError: a bug, not weather
-    if isinstance(error, (*_DATA_ERRORS, asyncpg.exceptions.DataError)):
+    if isinstance(error, _DATA_ERRORS):
         return False
     return isinstance(error, (Transient, OSError, TimeoutError, *_TRANSIENT_DATABASE))
 

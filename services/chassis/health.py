@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import h11
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.applications import Starlette
@@ -12,8 +13,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from typing_extensions import override
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 BODY_TIMEOUT_S = 10
+HEAD_TIMEOUT_S = 10
 CONNECTIONS_MAX = 2000
 
 
@@ -29,6 +32,7 @@ class HttpServer:
             log_config=None,
             access_log=False,
             server_header=False,
+            http=_PromptProtocol,
             lifespan="off",
             limit_concurrency=CONNECTIONS_MAX,
             timeout_keep_alive=BODY_TIMEOUT_S,
@@ -54,6 +58,40 @@ class HttpServer:
     def stop(self) -> None:
         """Accept nothing more and end open requests within the time-out."""
         self._server.should_exit = True
+
+
+class _PromptProtocol(H11Protocol):
+    """HTTP whose request heads must arrive in time; uvicorn itself waits for them for ever."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    @override
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._arm()
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # IDLE = the head of a request is not whole yet; between requests keep-alive has its timer
+        is_waiting = self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0])
+        if not is_waiting:
+            self._disarm()
+        elif self._deadline is None:
+            self._arm()
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
+
+    def _arm(self) -> None:
+        self._deadline = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
+
+    def _disarm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
 
 class _QuietServer(uvicorn.Server):

@@ -58,13 +58,15 @@ def configure(service: str, instance: str, level: str) -> None:
 
 
 class _LibraryHandler(logging.Handler):
-    """Libraries' records: logger's name, level and the unfilled template; never the arguments."""
+    """Libraries' records: logger's name, level and the unfilled template; never the arguments.
+
+    Its first line only: asyncio appends the lost exception's text to its own, on further lines.
+    """
 
     @override
     def emit(self, record: logging.LogRecord) -> None:
-        structlog.get_logger().log(
-            record.levelno, "library", name=record.name, reason=str(record.msg)[:200]
-        )
+        template = str(record.msg).partition("\n")[0][:200]
+        structlog.get_logger().log(record.levelno, "library", name=record.name, reason=template)
 
 
 def get() -> structlog.typing.FilteringBoundLogger:

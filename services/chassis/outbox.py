@@ -24,10 +24,14 @@ from services.chassis.ids import IdFactory
 from services.chassis.metrics import ChassisMetrics
 
 RELAY_ROWS_MAX = 2000
+RECORD_BYTES_ADDED = 128
+"""What Kafka's record format adds to key, headers and value, and room to spare."""
 _RELAY_LOCK = 7_411_002
 _IDLE_POLL_S = 0.2
 _BUSY_POLL_S = 0.005
 _BACK_OFF_MAX_S = 5.0
+_SESSION_IDLE_MAX_S = 120.0
+"""A frozen process must lose the relay's lock; longer than a broker's restart, which costs none."""
 
 
 class Cause(Protocol):
@@ -65,6 +69,17 @@ class OutboxRow:
     headers: RawHeaders
     payload: bytes | None
 
+    @property
+    def n_bytes(self) -> int:
+        """At most so many bytes on the topic."""
+        headers = sum(len(name.encode()) + len(value or b"") + 4 for name, value in self.headers)
+        return RECORD_BYTES_ADDED + headers + len(self.key or b"") + len(self.payload or b"")
+
+
+def fits(row: OutboxRow) -> bool:
+    """Whether the broker will take it: a refused record stops an idempotent producer (3)."""
+    return row.n_bytes <= MESSAGE_BYTES_MAX
+
 
 class Outbox:
     """Collects one transaction's events; the chassis writes them just before the commit."""
@@ -96,7 +111,6 @@ class Outbox:
         assert self._service in topic.producers, f"{self._service} may not write {topic.name}"
         key = topic.key_of(event)
         payload = event.model_dump_json(exclude_none=True).encode()
-        assert len(payload) < MESSAGE_BYTES_MAX, f"event for {topic.name} is too large"
         head = envelope.for_event(
             topic,
             event_id=self._ids.new(),
@@ -105,7 +119,9 @@ class Outbox:
             key=key,
             traceparent=trace.child(cause.traceparent if cause else None),
         )
-        self.rows.append(OutboxRow(topic.name, key.encode(), [*head.headers()], payload))
+        row = OutboxRow(topic.name, key.encode(), [*head.headers()], payload)
+        assert fits(row), f"event for {topic.name} is too large"
+        self.rows.append(row)
 
     def add_raw(self, row: OutboxRow) -> None:
         """Enqueue a record as it is: a dead letter."""
@@ -136,6 +152,12 @@ class Sink(Protocol):
         ...
 
 
+# transaction ids begin anew in a dump that is restored elsewhere: every row would look sent
+_CURSOR_AHEAD = """
+SELECT txid >= pg_snapshot_xmax(pg_current_snapshot()) FROM outbox_cursor
+"""
+
+
 class Relay:
     """Moves a service's outbox to Kafka; runs as a task of the service."""
 
@@ -150,6 +172,8 @@ class Relay:
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._connection: asyncpg.Connection[Any] | None = None
+        self._oldest_at: datetime | None = None
+        metrics.outbox_age.set_function(self._age_s)
 
     def wake(self) -> None:
         """Say that a transaction has committed rows."""
@@ -184,6 +208,12 @@ class Relay:
         """Give the advisory lock back by closing the connection."""
         await self._close()
 
+    def _age_s(self) -> float:
+        # asked for at each scrape: a round that waits for a broker does not come to an end
+        if self._oldest_at is None:
+            return 0.0
+        return max(0.0, (self._clock.now() - self._oldest_at).total_seconds())
+
     async def _rest(self) -> None:
         # A row may still hide behind the xmin fence just after its commit: look again soon.
         woken = self._wake.is_set()
@@ -198,12 +228,25 @@ class Relay:
             return
 
     async def _connected(self) -> asyncpg.Connection[Any]:
-        if self._connection is None or self._connection.is_closed():
-            connection = await db.connect(self._url)
-            while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _RELAY_LOCK):
-                await asyncio.sleep(1.0)  # another process of the service relays; stand by
-            self._connection = connection
-        return self._connection
+        if self._connection is not None and not self._connection.is_closed():
+            return self._connection
+        connection = await db.connect(self._url, idle_max_s=_SESSION_IDLE_MAX_S)
+        try:
+            await self._take_over(connection)
+        except BaseException:
+            connection.terminate()
+            raise
+        self._connection = connection
+        return connection
+
+    async def _take_over(self, connection: asyncpg.Connection[Any]) -> None:
+        while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _RELAY_LOCK):
+            await asyncio.sleep(1.0)  # another process of the service relays; stand by
+        if await connection.fetchval(_CURSOR_AHEAD):
+            raise errors.Fatal(
+                "outbox_cursor is ahead of the server's transactions: the database came from "
+                "another server; set its txid to 0 to send again what the outbox holds"
+            )
 
     async def _close(self) -> None:
         if self._connection is not None:
@@ -223,10 +266,9 @@ class Relay:
             RELAY_ROWS_MAX,
         )
         if not rows:
-            self._metrics.outbox_age.set(0)
+            self._oldest_at = None
             return 0
-        age = self._clock.now() - rows[0]["created_at"]
-        self._metrics.outbox_age.set(max(0.0, age.total_seconds()))
+        self._oldest_at = rows[0]["created_at"]
         await self._sink.send_rows(
             [
                 OutboxRow(r["topic"], r["key"], decode_headers(r["headers"]), r["payload"])

@@ -18,7 +18,7 @@ from schemas import envelope
 from schemas.topics import BY_NAME, MESSAGE_BYTES_MAX, Topic
 from schemas.wire import WireModel
 from services.chassis import errors, logs, trace
-from services.chassis.outbox import OutboxRow
+from services.chassis.outbox import OutboxRow, fits
 from services.chassis.received import Received, decode
 
 _REBUILD_ON = (
@@ -50,7 +50,8 @@ class KafkaSink:
 
     async def stop(self) -> None:
         """Flush and close; bounded, because a producer without brokers would wait for ever."""
-        await self._discard()
+        if self._producer is not None:
+            await self._discard(self._producer)
 
     async def send_rows(self, rows: Sequence[OutboxRow]) -> None:
         """Send rows in order per key and return when all are acknowledged.
@@ -60,21 +61,18 @@ class KafkaSink:
         """
         left = list(rows)
         for _ in range(_REBUILDS_MAX):
-            left, rebuild = await self._try(left)
+            left = await self._try(left)
             if not left:
                 return
-            if rebuild:
-                logs.get().warning("producer rebuilt", n=len(left))
-                await self._discard()
         raise errors.Transient("kafka did not take all records")
 
-    async def _try(self, rows: list[OutboxRow]) -> tuple[list[OutboxRow], bool]:
-        """Send all; return what was not acknowledged, and whether a new producer is needed."""
+    async def _try(self, rows: list[OutboxRow]) -> list[OutboxRow]:
+        """Send all and return what was not acknowledged; builds the producer anew where needed."""
         await self.start()
         producer = self._producer
         assert producer is not None
         futures: list[Any] = []
-        full = False
+        causes: list[BaseException] = []
         for row in rows:
             try:
                 futures.append(
@@ -85,20 +83,21 @@ class KafkaSink:
                         headers=row.headers,
                     )
                 )
-            except kafka_errors.KafkaTimeoutError:
+            except kafka_errors.KafkaError as error:
                 # Not taken; the earlier ones are still being retried by this same producer.
-                full = True
+                causes.append(error)
                 break
         results = await asyncio.gather(*futures, return_exceptions=True)
         unsent = [row for row, result in zip(rows, results, strict=False) if _failed(result)]
-        causes = [result for result in results if isinstance(result, BaseException)]
-        rebuild = any(isinstance(cause, _REBUILD_ON) for cause in causes)
+        unsent.extend(rows[len(futures) :])
+        causes.extend(result for result in results if isinstance(result, BaseException))
+        if any(isinstance(cause, _REBUILD_ON) for cause in causes):
+            logs.get().warning("producer rebuilt", n=len(unsent))
+            await self._discard(producer)
         for cause in causes:
-            if not rebuild and not errors.is_transient(cause):
+            if not isinstance(cause, _REBUILD_ON) and not errors.is_transient(cause):
                 raise cause
-        if full:
-            unsent.extend(rows[len(futures) :])
-        return unsent, rebuild
+        return unsent
 
     async def _build(self) -> AIOKafkaProducer:
         producer = AIOKafkaProducer(
@@ -118,14 +117,16 @@ class KafkaSink:
             raise
         return producer
 
-    async def _discard(self) -> None:
+    async def _discard(self, producer: AIOKafkaProducer) -> None:
         async with self._build_lock:
-            producer, self._producer = self._producer, None
-        if producer is not None:
-            try:
-                await asyncio.wait_for(producer.stop(), STOP_TIMEOUT_S)
-            except (TimeoutError, kafka_errors.KafkaError):
-                logs.get().warning("producer did not stop in time")
+            is_current = self._producer is producer
+            if not is_current:
+                return  # another sender has seen to it: the new one is innocent
+            self._producer = None
+        try:
+            await asyncio.wait_for(producer.stop(), STOP_TIMEOUT_S)
+        except (TimeoutError, kafka_errors.KafkaError):
+            logs.get().warning("producer did not stop in time")
 
 
 def _failed(result: object) -> bool:
@@ -191,7 +192,6 @@ class Producer:
         assert self._service in topic.producers, f"{self._service} may not write {topic.name}"
         key = topic.key_of(event)
         payload = event.model_dump_json(exclude_none=True).encode()
-        assert len(payload) < MESSAGE_BYTES_MAX
         head = envelope.for_event(
             topic,
             event_id=event_id,
@@ -200,7 +200,9 @@ class Producer:
             key=key,
             traceparent=trace.child(traceparent),
         )
-        return OutboxRow(topic.name, key.encode(), [*head.headers()], payload)
+        row = OutboxRow(topic.name, key.encode(), [*head.headers()], payload)
+        assert fits(row), f"event for {topic.name} is too large"
+        return row
 
 
 def _swallow(done: "asyncio.Future[None]") -> None:

@@ -82,6 +82,7 @@ class Service(Generic[S]):
         self._consumer: Consumer | None = None
         self._tasks: dict[str, Task] = {}
         self._running: list[asyncio.Task[None]] = []
+        self._serving: list[asyncio.Task[None]] = []
         self._servers: list[health.HttpServer] = []
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None
@@ -152,13 +153,19 @@ class Service(Generic[S]):
         """Run until SIGTERM, SIGINT or a failure; return the exit status."""
         logs.get().info("starting", settings=self.settings.redacted())
         self._listen_to_signals()
+        starting = asyncio.create_task(self._start(), name="start")
+        stopping = asyncio.create_task(self._stop.wait(), name="stop")
+        # a stop, or a failed task, also ends a start that still waits for the weather
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        starting.cancel()
         try:
-            await self._start()
+            await starting
             logs.get().info("started")
-            await self._stop.wait()
+            await stopping
         except asyncio.CancelledError:
-            raise
+            stopping.cancel()
         except Exception as error:  # noqa: BLE001 - start-up: said once, then exit 1
+            stopping.cancel()
             self.fail(error)
         await self._stop_all()
         code = EXIT_OK if self._failure is None else EXIT_FAILED
@@ -209,6 +216,8 @@ class Service(Generic[S]):
                 await asyncio.wait_for(self._relay.drained(), _DRAIN_TIMEOUT_S)
         for server in self._servers:
             server.stop()
+        if self._serving:  # they close their sockets and end open requests by themselves
+            await asyncio.wait(self._serving, timeout=self.settings.stop_timeout_s / 2)
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
@@ -285,6 +294,7 @@ class Service(Generic[S]):
             self.settings.database_url.get_secret_value(),
             size_max=self.settings.database_pool_max,
             name=f"{self.declaration.name}-{self.settings.instance}",
+            transaction_idle_max_s=self.settings.transaction_idle_max_s,
         )
 
     async def _maintain(self) -> None:
@@ -349,6 +359,7 @@ class Service(Generic[S]):
                 raise errors.Fatal(f"port {port} is taken or refused") from end
 
         self._spawn(f"http-{port}", run)
+        self._serving.append(self._running[-1])
         self._servers.append(server)
         waiting = asyncio.ensure_future(server.started())
         stopping = asyncio.ensure_future(self._stop.wait())
@@ -408,13 +419,18 @@ def main(
         if arguments[:1] == ["migrate"]:
             return asyncio.run(_migrate(declaration))
         loaded = settings.load()
+        if declaration.database and not loaded.database_url.get_secret_value():
+            # libpq's defaults would find some database of some user instead
+            sys.stderr.write(f"{declaration.name}: set {declaration.env_prefix}DATABASE_URL\n")
+            return EXIT_FAILED
         logs.configure(declaration.name, loaded.instance, loaded.log_level)
         if not arguments:
             return asyncio.run(_serve(build))
         if commands and arguments[0] in commands:
             return asyncio.run(_command(commands[arguments[0]], arguments[1:]))
     except ValueError as error:
-        sys.stderr.write(f"{declaration.name}: settings: {_without_input(error)}\n")
+        said = _without_input(error, declaration.env_prefix)
+        sys.stderr.write(f"{declaration.name}: settings: {said}\n")
         return EXIT_FAILED
     names = ", ".join(["migrate", *(commands or {})])
     sys.stderr.write(f"{declaration.name}: unknown command; known: {names}\n")
@@ -439,10 +455,12 @@ async def _migrate(declaration: Declaration) -> int:
     return EXIT_OK
 
 
-def _without_input(error: ValueError) -> str:
-    """Say which settings are wrong without their values."""
+def _without_input(error: ValueError, env_prefix: str) -> str:
+    """Say which settings are wrong, by their names in the environment, without their values."""
     problems = getattr(error, "errors", None)
     if problems is None:
         return type(error).__name__
     found = problems(include_input=False, include_url=False)
-    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in found)
+    return "; ".join(
+        f"{env_prefix}{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in found
+    )

@@ -31,6 +31,8 @@ class ServiceSettings(BaseSettings):
     poison_run_max: int = Field(default=20, ge=1)
     invariant_interval_s: float = Field(default=15.0, gt=0)
     stop_timeout_s: float = Field(default=10.0, gt=0)
+    transaction_idle_max_s: float = Field(default=20.0, gt=0)
+    """A handler computes between two statements for less; a frozen process must lose its locks."""
 
     @classmethod
     def load(cls) -> Self:

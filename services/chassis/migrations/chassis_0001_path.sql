@@ -38,6 +38,8 @@ INSERT INTO outbox_cursor (txid, id) VALUES ('0', 0);
 -- right to change tables. LIKE + ATTACH, not PARTITION OF: it takes a weaker lock on the parent.
 CREATE FUNCTION chassis_range_add(parent text, child text, lower_bound text, upper_bound text)
 RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    named text;
 BEGIN
     IF to_regclass(format('%I', child)) IS NOT NULL THEN
         RETURN false;
@@ -47,11 +49,26 @@ BEGIN
         RETURN false;
     END IF;
     EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING ALL)', child, parent);
+    -- The planner's statistics are copies of values that outlive the partition in pg_statistic's
+    -- pages (seen): none are taken of columns that may name a person.
+    FOR named IN
+        SELECT attname FROM pg_attribute
+        WHERE attrelid = format('%I', child)::regclass AND attnum > 0
+          AND atttypid IN ('uuid'::regtype, 'text'::regtype, 'inet'::regtype, 'jsonb'::regtype,
+                           'bytea'::regtype)
+    LOOP
+        EXECUTE format('ALTER TABLE %I ALTER COLUMN %I SET STATISTICS 0', child, named);
+    END LOOP;
     EXECUTE format('ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)',
                    parent, child, lower_bound, upper_bound);
+    -- by its own name a partition would be open to what is revoked from the parent (append-only)
+    EXECUTE format('REVOKE ALL ON %I FROM %I', child, current_database());
     RETURN true;
 END $$;
-REVOKE ALL ON FUNCTION chassis_range_add(text, text, text, text) FROM PUBLIC;
+DO $$ BEGIN
+    EXECUTE format('REVOKE ALL ON FUNCTION chassis_range_add(text, text, text, text) FROM PUBLIC, %I',
+                   current_database());
+END $$;
 
 CREATE FUNCTION chassis_day_add(parent text, day date)
 RETURNS boolean LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp AS $$
@@ -83,8 +100,9 @@ BEGIN
     END LOOP;
 END $$;
 
--- The hour's partition and the next three; dropped when wholly behind the cursor and an hour old.
-CREATE FUNCTION chassis_outbox_maintain()
+-- Drops the hours that are wholly behind the cursor and ended an hour before `as_of`, and makes the
+-- present hour's partition and the next three. `as_of` is now, but for a stack that is a simulation.
+CREATE FUNCTION chassis_outbox_maintain(as_of timestamptz DEFAULT now())
 RETURNS int LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
     hour timestamptz;
@@ -92,22 +110,13 @@ DECLARE
     has_unsent boolean;
     n_dropped int := 0;
 BEGIN
-    FOR hour IN SELECT generate_series(date_trunc('hour', now(), 'UTC'),
-                                       date_trunc('hour', now(), 'UTC') + interval '3 hours',
-                                       interval '1 hour')
-    LOOP
-        PERFORM chassis_range_add(
-            'outbox', 'outbox' || to_char(hour AT TIME ZONE 'UTC', '"_y"YYYY"m"MM"d"DD"h"HH24'),
-            to_char(hour AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS+00'),
-            to_char((hour + interval '1 hour') AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS+00'));
-    END LOOP;
     FOR child IN
         SELECT c.relname FROM pg_inherits i
         JOIN pg_class c ON c.oid = i.inhrelid
         JOIN pg_class p ON p.oid = i.inhparent
         WHERE p.relname = 'outbox' AND p.relnamespace = 'public'::regnamespace
           AND to_timestamp(right(c.relname, 14) || '+00', '"y"YYYY"m"MM"d"DD"h"HH24TZH')
-              < now() - interval '2 hours'
+              < as_of - interval '2 hours'
     LOOP
         EXECUTE format('LOCK TABLE %I IN ACCESS EXCLUSIVE MODE', child);
         EXECUTE format('SELECT EXISTS (SELECT FROM %I o, outbox_cursor c
@@ -116,6 +125,15 @@ BEGIN
             EXECUTE format('DROP TABLE %I', child);
             n_dropped := n_dropped + 1;
         END IF;
+    END LOOP;
+    FOR hour IN SELECT generate_series(date_trunc('hour', now(), 'UTC'),
+                                       date_trunc('hour', now(), 'UTC') + interval '3 hours',
+                                       interval '1 hour')
+    LOOP
+        PERFORM chassis_range_add(
+            'outbox', 'outbox' || to_char(hour AT TIME ZONE 'UTC', '"_y"YYYY"m"MM"d"DD"h"HH24'),
+            to_char(hour AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS+00'),
+            to_char((hour + interval '1 hour') AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS+00'));
     END LOOP;
     RETURN n_dropped;
 END $$;
