@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
-from schemas.topics import Topic
+from schemas.envelope import Envelope
+from schemas.topics import BY_NAME, Topic
 from services.chassis import db
 from services.chassis.ids import IdFactory
 from services.chassis.outbox import Outbox, OutboxRow
@@ -41,16 +42,23 @@ class Context(Generic[S]):
 
     def dead_letter(self, received: Received[Any], reason: str) -> None:
         """Send one record to its dead-letter topic with a closed reason; the others go on."""
-        event = received.event
+        topic, event = BY_NAME[received.topic], received.event
+        key = topic.key_of(event)
+        head = Envelope(
+            id=received.id,
+            type=topic.type,
+            source=received.source,
+            time=received.time,
+            subject=key,
+            traceparent=received.traceparent,
+        )
+        # whole, so that it can be replayed from here once its cause is mended
         self.bury(
             OutboxRow(
-                f"{received.topic}-dlq",
-                None,
-                [
-                    ("ce_id", str(received.id).encode()),
-                    ("traceparent", received.traceparent.encode()),
-                ],
-                event.model_dump_json().encode(),
+                topic.dead_letter.name,
+                key.encode(),
+                [*head.headers()],
+                event.model_dump_json(exclude_none=True).encode(),
             ),
             topic=received.topic,
             partition=received.partition,

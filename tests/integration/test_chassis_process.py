@@ -27,6 +27,7 @@ from tests.support.counting import (
     rows_of,
     with_header,
 )
+from tests.support.eventually import eventually
 from tests.support.running import get, ready
 from tests.support.stack import World, finish, make_world, new_prefix
 
@@ -71,7 +72,7 @@ def environment(world: World, **changes: str | None) -> dict[str, str]:
 async def test_sigterm_in_mid_load_ends_with_status_0_in_time(counting):
     """Graceful: within `stop_timeout_s`, and nothing is lost or done twice."""
     rows = rows_of(3000)
-    process = counting.start(CONSENT_BATCH_RECORDS_MAX="50", CONSENT_STOP_TIMEOUT_S="5")
+    process = counting.start(CONSENT_BATCH_RECORDS_MAX="20", CONSENT_STOP_TIMEOUT_S="5")
     await ready(counting.world, SERVICE)
     await counting.send(*rows)
     await counting.has_seen(100)
@@ -189,8 +190,27 @@ async def test_migrate_is_safe_twice_at_once_and_again(unmigrated):
     """An advisory lock: two deployments at the same moment apply each migration once."""
     owner = unmigrated.owner_url(SERVICE)
     migrating = environment(unmigrated, CONSENT_MIGRATE_DATABASE_URL=owner)
-    results = await asyncio.gather(*(run(migrating, "migrate") for _ in range(3)))
-    assert [status for status, _ in results] == [0, 0, 0], results
+    connection = await asyncpg.connect(owner)
+    try:
+        # as if a third one were in the middle of it: both must wait
+        await connection.execute("SELECT pg_advisory_lock(7411001)")
+        both = asyncio.gather(*(run(migrating, "migrate") for _ in range(2)))
+
+        async def both_wait() -> bool:
+            waiting = """
+                SELECT count(*) FROM pg_locks
+                WHERE locktype = 'advisory' AND NOT granted AND database =
+                    (SELECT oid FROM pg_database WHERE datname = current_database())
+            """
+            return both.done() or await connection.fetchval(waiting) == 2
+
+        await eventually(both_wait, within_s=30)
+        assert not both.done()
+        assert await connection.fetchval("SELECT to_regclass('consumer_offset')") is None
+    finally:
+        await connection.close()
+    results = await both
+    assert [status for status, _ in results] == [0, 0], results
     assert (await run(migrating, "migrate"))[0] == 0
     connection = await asyncpg.connect(owner)
     try:
