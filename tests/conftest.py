@@ -3,9 +3,14 @@
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from deploy.provision import Infrastructure
 from tests.support.stack import World, finish, infrastructure, make_world, new_prefix
+
+# examples take as long as a busy machine makes them; what is too slow, pytest-timeout says
+settings.register_profile("minutes", deadline=None)
+settings.load_profile("minutes")
 
 
 @pytest.fixture(scope="session")

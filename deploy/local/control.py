@@ -193,6 +193,10 @@ def status(folder: Path, console: Console) -> int:
     if "gateway" in processes:
         port = processes["gateway"]["port"]
         console.print(f"gateway http://127.0.0.1:{port}", highlight=False)
+    trunk = read_document(layout.folder / "stack.json").get("ports", {}).get("trunk")
+    if "call_control" in processes and trunk is not None:
+        answer = f"telephones that answer: .venv/bin/python -m deploy.phones --port {trunk}"
+        console.print(f"trunk udp 127.0.0.1:{trunk} · {answer}", highlight=False, soft_wrap=True)
     well = all(name in alive and health[name] == "ready" for name in processes)
     return 0 if well else 1
 

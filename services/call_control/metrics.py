@@ -8,7 +8,7 @@ class CallMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         """Create all metrics in the given registry."""
-        # Moves with every call that ends. Odd: trunk_* reasons; ask the carrier.
+        # Moves with every call that was dialled and ends. Odd: trunk_* reasons; ask the carrier.
         self.ended = Counter(
             "calls_ended", "Calls by reason of their end.", ["reason"],
             namespace="call_control", registry=registry,

@@ -307,11 +307,11 @@ class Service(Generic[S]):
     async def _maintain_for_ever(self) -> None:
         while True:
             await asyncio.sleep(_MAINTENANCE_EVERY_S)
-            await self._unless_weather("maintenance", self._maintain)
+            await self.unless_weather("maintenance", self._maintain)
 
     async def _check_invariants_for_ever(self) -> None:
         while True:
-            await self._unless_weather("invariants", self.check_invariants)
+            await self.unless_weather("invariants", self.check_invariants)
             await asyncio.sleep(self.settings.invariant_interval_s)
 
     async def check_invariants(self) -> dict[str, int]:
@@ -329,10 +329,11 @@ class Service(Generic[S]):
     async def weatherproof(self, place: str, run: Task) -> None:
         """Run a task that never ends by itself; after a transient error start it again."""
         while True:
-            await self._unless_weather(place, run)
+            await self.unless_weather(place, run)
             await asyncio.sleep(1.0)
 
-    async def _unless_weather(self, place: str, act: Callable[[], Awaitable[Any]]) -> None:
+    async def unless_weather(self, place: str, act: Callable[[], Awaitable[Any]]) -> None:
+        """Do this once; a transient error is counted and logged: the next round tries again."""
         try:
             await act()
         except Exception as error:

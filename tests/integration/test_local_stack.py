@@ -98,14 +98,20 @@ def command(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]"
 
 
 def children_of(pid: int) -> set[ProcessIdentity]:
-    """Return all descendants."""
+    """Return the direct children: theirs may be of the tests' own servers, which come and go."""
     found: set[ProcessIdentity] = set()
     for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in tasks.read_text(encoding="ascii").split():
             identity = ProcessIdentity.of(int(child))
             if identity is not None:
-                found |= {identity} | children_of(identity.pid)
+                found.add(identity)
     return found
+
+
+def descendants_of(pid: int) -> set[ProcessIdentity]:
+    """Return the children, theirs, and so on."""
+    children = children_of(pid)
+    return children.union(*(descendants_of(child.pid) for child in children))
 
 
 async def has_another_pid(stack: LocalStack, name: str, before: int | None) -> None:
@@ -118,7 +124,7 @@ async def has_another_pid(stack: LocalStack, name: str, before: int | None) -> N
 def command_lines(pid: int) -> list[str]:
     return [
         Path(f"/proc/{identity.pid}/cmdline").read_text(encoding="utf-8")
-        for identity in children_of(pid)
+        for identity in descendants_of(pid)
         if identity.is_alive
     ]
 
@@ -205,7 +211,7 @@ def test_up_status_down_as_a_person_types_them(tmp_path: Path) -> None:
     state = read_document(Layout(folder).state_path)
     supervisor = ProcessIdentity.of(state["supervisor"]["pid"])
     assert supervisor is not None
-    everybody = {supervisor} | children_of(supervisor.pid)
+    everybody = {supervisor} | descendants_of(supervisor.pid)
     assert len(everybody) > 4
     down = command(folder, "down")
     assert down.returncode == 0
@@ -221,7 +227,7 @@ def test_a_killed_supervisor_leaves_nothing_running(tmp_path: Path) -> None:
     folder = tmp_path / "stack"
     assert command(folder, "up", "--servers-only").returncode == 0
     pid = read_document(Layout(folder).state_path)["supervisor"]["pid"]
-    everybody = children_of(pid)
+    everybody = descendants_of(pid)
     assert len(everybody) > 4
     os.kill(pid, signal.SIGKILL)
 

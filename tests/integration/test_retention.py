@@ -20,6 +20,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from prometheus_client import CollectorRegistry
 
 from deploy.provision import Infrastructure
 from schemas import topics
@@ -28,11 +29,17 @@ from schemas.retention import RetentionOrderV1, RetentionReceiptV1
 from schemas.topics import Topic
 from services.chassis.clock import SystemClock, sleep
 from services.chassis.ids import TimeOrderedIds
-from services.retention import kafka
-from services.retention.settings import DEFAULT_SCHEDULE
+from services.chassis.service import Service
+from services.retention import kafka, schedule
+from services.retention.app import Tasks
+from services.retention.declaration import DECLARATION
+from services.retention.metrics import Metrics
+from services.retention.settings import DEFAULT_SCHEDULE, Settings
+from services.retention.store import Store
 from tests.support.bench import new_visitor_id
 from tests.support.eventually import eventually
 from tests.support.running import get, metric, ready, send
+from tests.support.signals import Signals
 from tests.support.stack import World, finish, make_world, new_prefix
 
 pytestmark = pytest.mark.integration
@@ -336,6 +343,31 @@ async def test_the_age_of_the_oldest_record_is_measured_per_partition(world):
     await eventually(is_exported, within_s=20)
     rows = await query(world, "retention", "SELECT FROM retention_topic_age")
     assert len(rows) == sum(topic.partitions for topic in topics.ALL_TOPICS)
+
+
+@pytest.mark.timeout(120)
+async def test_every_metric_of_retention_moves(world):
+    """The signal matrix (D1, D3): a metric that nobody ever saw move proves nothing."""
+    given = world.settings("retention", order_overdue_after_s=0.001)
+    settings = Settings.model_validate(given)
+    service = Service(
+        declaration=DECLARATION, settings=settings, registry=CollectorRegistry(), store=Store
+    )
+    # retention's own metrics; the chassis' have a signal matrix of their own
+    registry = CollectorRegistry()
+    signals = Signals(registry)
+    tasks = Tasks(service, settings, schedule.load(settings.schedule_path), Metrics(registry))
+    await send(world, "gateway", (topics.CONSENT, consent()))
+    await service._open_database()
+    try:
+        await tasks.sweep()
+        await tasks.watch_topics()
+        await tasks.watch_orders()
+    finally:
+        await service._close()
+    assert signals.unmoved() == set()
+    assert registry.get_sample_value("retention_orders_open") == 4
+    assert registry.get_sample_value("retention_orders_overdue") == 4
 
 
 @pytest.mark.timeout(120)

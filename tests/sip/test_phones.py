@@ -175,6 +175,23 @@ async def test_kill_in_the_talk_then_tear_down_from_stored_state() -> None:
         Leg.A: (200, True),
         Leg.B: (200, True),
     }
+    assert all(leg.answered_at is not None and leg.duration_ms > 0 for leg in torn.legs)
+
+
+async def test_an_orphan_whose_far_end_is_silent_is_not_said_to_be_down() -> None:
+    """C3: it may still be up, and billed: an alarm is due."""
+    a, b = pair()
+    (port, nobody) = free_ports(2)
+    async with exchange(a, b) as opened:
+        async with worker(port, opened.port) as first, talking(first) as call_id:
+            await first.kill()
+            stored = first.dialogs[call_id][Leg.A]
+        gone = {"address": [HOST, nobody, "udp"], "target": f"sip:{NUMBER_A}@{HOST}:{nobody}"}
+        async with worker(port, opened.port, teardown_wait_ms=1_500) as second:
+            second.send(TearDown(call_id=call_id, dialogs=(dict(stored) | gone,)))
+            torn = await second.wait(lambda event: isinstance(event, TornDown))
+    assert isinstance(torn, TornDown)
+    assert [(leg.answered_at is not None, leg.is_down) for leg in torn.legs] == [(True, False)]
 
 
 async def test_kill_between_store_and_acknowledge() -> None:

@@ -50,6 +50,7 @@ class FakeCall:
 
     order: Dial
     talk_limit_ms: int
+    dialled: dict[Leg, datetime] = field(default_factory=dict)
     answered: dict[Leg, datetime] = field(default_factory=dict)
     persisted: set[Leg] = field(default_factory=set)
     talk_started: datetime | None = None
@@ -116,7 +117,7 @@ class FakeBackend(CallBackend):
         dialog = {"leg": leg.value, "call_id": f"sip-{call_id}-{leg.value}"}
         self._emit(Answered(**self._head(call_id), leg=leg, dialog=dialog))
         if leg is Leg.A:
-            self._emit(Trying(**self._head(call_id), leg=Leg.B))
+            self._try(call_id, Leg.B)
 
     def end(
         self,
@@ -126,8 +127,14 @@ class FakeBackend(CallBackend):
         *,
         leg: Leg | None = None,
         talk_ms: int | None = None,
+        silent: Leg | None = None,
     ) -> None:
-        """Let the call end; talk is counted by the clock unless given."""
+        """Let the call end.
+
+        Args:
+            talk_ms: counted by the clock unless given.
+            silent: this leg's far end does not answer the BYE.
+        """
         call = self.calls.pop(call_id)
         now = self._clock.now()
         if talk_ms is None:
@@ -142,7 +149,7 @@ class FakeBackend(CallBackend):
             "overrun_ms": overrun_ms,
         }
         self._emit(Ending(**self._head(call_id), **facts))
-        legs = tuple(self._result(call, each) for each in Leg)
+        legs = tuple(self._result(call, each, is_silent=each is silent) for each in Leg)
         started = call.talk_started
         self._emit(Ended(**self._head(call_id), **facts, talk_started_at=started, legs=legs))
 
@@ -163,7 +170,12 @@ class FakeBackend(CallBackend):
     def _dial(self, command: Dial) -> None:
         if command.call_id not in self.calls:
             self.calls[command.call_id] = FakeCall(command, command.talk_limit_ms)
-            self._emit(Trying(**self._head(command.call_id), leg=Leg.A))
+            self._try(command.call_id, Leg.A)
+
+    def _try(self, call_id: UUID, leg: Leg) -> None:
+        trying = Trying(**self._head(call_id), leg=leg)
+        self.calls[call_id].dialled[leg] = trying.at
+        self._emit(trying)
 
     def _persisted(self, command: Persisted) -> None:
         call = self.calls.get(command.call_id)
@@ -187,18 +199,19 @@ class FakeBackend(CallBackend):
         head = self._head(command.call_id)
         self._emit(TornDown(**head, reason=command.reason, legs=legs))
 
-    def _result(self, call: FakeCall, leg: Leg) -> LegResult:
+    def _result(self, call: FakeCall, leg: Leg, *, is_silent: bool) -> LegResult:
         answered = call.answered.get(leg)
         now = self._clock.now()
         duration_ms = round((now - answered).total_seconds() * 1000) if answered else 0
         return LegResult(
             leg=leg,
+            dialled_at=call.dialled.get(leg),
             answered_at=answered,
             ended_at=now if answered else None,
             duration_ms=duration_ms,
             sip_status=200 if answered else None,
-            bye_status=200 if answered else None,
-            is_down=True,
+            bye_status=(408 if is_silent else 200) if answered else None,
+            is_down=answered is None or not is_silent,
         )
 
     def _head(self, call_id: UUID) -> dict[str, Any]:

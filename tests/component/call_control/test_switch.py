@@ -46,6 +46,7 @@ from services.chassis.service import Service
 from tests.support.bench import IDS, new_visitor_id, received
 from tests.support.eventually import eventually
 from tests.support.fake_backend import FakeBackend
+from tests.support.signals import Signals
 from tests.support.stack import World
 
 WORLD_SERVICES = ("call_control",)
@@ -105,14 +106,15 @@ class Process:
         """Prepare; nothing is opened yet."""
         given = world.settings("call_control", instance=instance, holder_lease_s=LEASE_S)
         settings = Settings.model_validate(given)
-        registry = CollectorRegistry()
+        # call control's own metrics; the chassis' have a signal matrix of their own
+        self.registry = CollectorRegistry()
         self.clock = MovableClock()
         self.service = LossyService(
-            declaration=DECLARATION, settings=settings, registry=registry, store=Store,
+            declaration=DECLARATION, settings=settings, registry=CollectorRegistry(), store=Store,
             day_tables=[DayTable(table.name) for table in TABLES], clock=self.clock,
         )  # fmt: skip
         self.backend = Carrier(self.clock)
-        self.switch = Switch(self.service, self.backend, settings, CallMetrics(registry))
+        self.switch = Switch(self.service, self.backend, settings, CallMetrics(self.registry))
         self.handlers = Handlers(Limits(talk_max_ms=60_000, lease_ms=600_000, request_age_max_s=60))
         self.running: asyncio.Task[None] | None = None
 
@@ -594,6 +596,37 @@ async def test_a_call_whose_day_was_dropped_is_hung_up(process, world):
     await process.backend.received(HangUp)
     assert process.sent(Persisted, call_id) == []
     await process.assert_invariants()
+
+
+# --------------------------------------------------------------------------- signals
+
+
+async def test_every_metric_of_call_control_moves(process):
+    """The signal matrix (C2, C3): a metric that nobody ever saw move proves nothing."""
+    signals = Signals(process.registry)
+    # a call that no process carries: the hold's commit worked, its answer was lost
+    stranded = await process.reserved_call()
+    process.service.answers_to_lose = 1
+    with pytest.raises(asyncpg.ConnectionDoesNotExistError):
+        await process.take_orders()
+    await process.look_for_orphans()
+    await process.reaches(stranded, "ended")
+    call_id = await process.talking_call()
+    signals.look()
+    process.backend.end(
+        call_id, EndReason.HUNG_UP, EndedBy.B, talk_ms=RESERVED_MS + 40, silent=Leg.A
+    )
+
+    async def have_all_moved() -> bool:
+        return not signals.unmoved()
+
+    with contextlib.suppress(AssertionError):  # the line below says which did not
+        await eventually(have_all_moved, within_s=5)
+    assert signals.unmoved() == set()
+    # and back: a gauge that only rises proves nothing either
+    assert process.registry.get_sample_value("call_control_calls_active") == 0
+    assert process.registry.get_sample_value("call_control_legs_unconfirmed_total") == 1
+    assert process.registry.get_sample_value("call_control_overrun_seconds_sum") == 0.04
 
 
 # --------------------------------------------------------------------------- invariants
