@@ -40,11 +40,11 @@ class Topic:
     name: str
     description: str
     model: type[WireModel]
-    key: str
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
-    age_max_ms: int
-    segment_ms: int
+    key: str = "visitor_id"
+    age_max_ms: int = 72 * HOUR_MS
+    segment_ms: int = 6 * HOUR_MS
     kinds: tuple[DataKind, ...] = ()
     partitions: int = VISITOR_PARTITIONS
     cleanup: str = "delete"
@@ -107,33 +107,25 @@ AD_VIEW = Topic(
     name="ad-view",
     description="What a visitor did with an ad: hit, start, quartiles, complete, click.",
     model=ad_view.AdViewV1,
-    key="visitor_id",
     producers=("gateway",),
     consumers=("ad_ledger",),
-    age_max_ms=72 * HOUR_MS,
-    segment_ms=6 * HOUR_MS,
     kinds=(DataKind.AD_USE, DataKind.IP_ADDRESS),
 )
 CONSENT = Topic(
     name="consent",
     description="What a visitor decided about the purposes of the consent catalogue.",
     model=consent.ConsentV1,
-    key="visitor_id",
     producers=("gateway",),
     consumers=("consent",),
-    age_max_ms=72 * HOUR_MS,
-    segment_ms=6 * HOUR_MS,
     kinds=(DataKind.AD_USE,),
 )
 CONSENT_STATE = Topic(
     name="consent-state",
     description="Per visitor and purpose: what is in force since when, and the last changes.",
     model=consent.ConsentStateV1,
-    key="visitor_id",
     producers=("consent",),
     consumers=("gateway",),
     age_max_ms=6 * DAY_MS,
-    segment_ms=6 * HOUR_MS,
     kinds=(DataKind.AD_USE,),
     cleanup="compact,delete",
 )
@@ -141,88 +133,64 @@ CALL_REQUEST = Topic(
     name="call-request",
     description="A visitor asks to connect a callback number with a destination number.",
     model=call.CallRequestV1,
-    key="visitor_id",
     producers=("gateway",),
     consumers=("call_control",),
-    age_max_ms=72 * HOUR_MS,
-    segment_ms=6 * HOUR_MS,
     kinds=(DataKind.TRAFFIC_DATA, DataKind.IP_ADDRESS),
 )
 CREDIT_REQUEST = Topic(
     name="credit-request",
     description="Reserve or release talk time for a call.",
     model=credit.CreditRequestV1,
-    key="visitor_id",
     producers=("call_control",),
     consumers=("ad_ledger",),
-    age_max_ms=72 * HOUR_MS,
-    segment_ms=6 * HOUR_MS,
     kinds=(DataKind.AD_USE,),
 )
 CREDIT_DECISION = Topic(
     name="credit-decision",
     description="A reservation is granted, or refused with its reason.",
     model=credit.CreditDecisionV1,
-    key="visitor_id",
     producers=("ad_ledger",),
     consumers=("call_control",),
-    age_max_ms=72 * HOUR_MS,
-    segment_ms=6 * HOUR_MS,
     kinds=(DataKind.AD_USE,),
 )
 CREDIT = Topic(
     name="credit",
     description="A visitor's balance changed: granted, reserved, released, spent, expired.",
     model=credit.CreditV1,
-    key="visitor_id",
     producers=("ad_ledger",),
     consumers=("gateway",),
-    age_max_ms=72 * HOUR_MS,
-    segment_ms=6 * HOUR_MS,
     kinds=(DataKind.AD_USE,),
 )
 CALL_COMMAND = Topic(
     name="call-command",
     description="A visitor's order about a call of theirs: hang up.",
     model=call.CallCommandV1,
-    key="visitor_id",
     producers=("gateway",),
     consumers=("call_control",),
-    age_max_ms=72 * HOUR_MS,
-    segment_ms=6 * HOUR_MS,
     kinds=(DataKind.TRAFFIC_DATA,),
 )
 CALL_STATUS = Topic(
     name="call-status",
     description="Where a call stands, for the page: dialling, ringing, talking, ended.",
     model=call.CallStatusV1,
-    key="visitor_id",
     producers=("call_control",),
     consumers=("gateway",),
-    age_max_ms=72 * HOUR_MS,
-    segment_ms=6 * HOUR_MS,
     kinds=(DataKind.TRAFFIC_DATA,),
 )
 CALL_START = Topic(
     name="call-start",
     description="Both legs are connected; charged talk begins.",
     model=call.CallStartV1,
-    key="visitor_id",
     producers=("call_control",),
     consumers=("ad_ledger",),
-    age_max_ms=72 * HOUR_MS,
-    segment_ms=6 * HOUR_MS,
     kinds=(DataKind.TRAFFIC_DATA,),
 )
 CALL_END = Topic(
     name="call-end",
     description="A call that held a reservation is over; the ledger settles it.",
     model=call.CallEndV1,
-    key="visitor_id",
     producers=("call_control",),
     consumers=("ad_ledger",),
-    age_max_ms=72 * HOUR_MS,
-    segment_ms=6 * HOUR_MS,
     kinds=(DataKind.TRAFFIC_DATA,),
 )
 RETENTION_ORDER = Topic(

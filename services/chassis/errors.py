@@ -45,7 +45,7 @@ _TRANSIENT_DATABASE: tuple[type[BaseException], ...] = (
     asyncpg.CannotConnectNowError,
     asyncpg.TooManyConnectionsError,
     asyncpg.InsufficientResourcesError,
-    # a session killed between two messages leaves asyncpg's state machine confused; seen under kills
+    # a session killed between two messages confuses asyncpg's state machine (seen)
     asyncpg.InternalClientError,
     # a process that stood still lost its session; a standby was asked in the middle of a fail-over
     asyncpg.IdleInTransactionSessionTimeoutError,

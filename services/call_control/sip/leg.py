@@ -227,7 +227,7 @@ class SipLeg(UA):
         leg.rAddr = leg.rAddr0 = ((host, port), transport)
         leg.lContact = SipContact()
         leg.lContact.getUrl().username = leg.lUri.getUrl().username
-        # Only an answered leg has a state. The clock begins anew with the machine: not in the future.
+        # Only an answered leg has a state. The clock begins anew with the machine: never ahead.
         leg.record.answered = min(state["answered_mono_ms"] / 1000, mono())
         stack.config["_sip_tm"].regConsumer(leg, str(leg.cId))
         leg.state = UaStateConnected(leg)
