@@ -42,10 +42,11 @@ def _count(text: str) -> int:
 
 
 async def perform(folder: Path, view: View, report: Report) -> None:
-    """Play the story; SIGTERM and a closed terminal end it as Ctrl-C does."""
+    """Play the story; Ctrl-C, SIGTERM and a closed terminal end it in order."""
     task = asyncio.current_task()
     assert task is not None
-    for name in (signal.SIGTERM, signal.SIGHUP):
+    # SIGINT too: whoever starts this in the background may have it ignored from birth
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(name, task.cancel)
     try:
         await play(folder, report.n_visitors, view, report)
