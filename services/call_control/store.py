@@ -6,6 +6,7 @@ from datetime import date, datetime
 from typing import Any
 from uuid import UUID
 
+from services.call_control.backend import LegResult
 from services.call_control.domain import State, day_of
 from services.chassis import db
 from services.privacy.invariants import D1_NO_DAY_PARTITION_TOO_OLD
@@ -36,23 +37,6 @@ class Call:
     def day(self) -> date:
         """UTC day of the call's id."""
         return day_of(self.call_id)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LegFacts:
-    """One leg's share of the CDR."""
-
-    leg: str
-    dialled_at: datetime | None = None
-    ringing_at: datetime | None = None
-    answered_at: datetime | None = None
-    ended_at: datetime | None = None
-    duration_ms: int = 0
-    sip_status: int | None = None
-    bye_status: int | None = None
-    q850_cause: int | None = None
-    answered_late: bool = False
-    is_down: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,10 +333,10 @@ class Store:
             None if dialog is None else dict(dialog),
         )  # fmt: skip
 
-    async def leg_ended(self, call_id: UUID, facts: LegFacts) -> None:
+    async def leg_ended(self, call_id: UUID, facts: LegResult) -> None:
         """Write a leg's share of the CDR and forget its dialog."""
         await self._db.execute(
-            _LEG_END, day_of(call_id), call_id, facts.leg, facts.dialled_at, facts.ringing_at,
+            _LEG_END, day_of(call_id), call_id, facts.leg.value, facts.dialled_at, facts.ringing_at,
             facts.answered_at, facts.ended_at, facts.duration_ms, facts.sip_status,
             facts.bye_status, facts.q850_cause, facts.answered_late, facts.is_down,
         )  # fmt: skip

@@ -12,7 +12,6 @@ import dataclasses
 import functools
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any
 from uuid import UUID
 
 from schemas import topics
@@ -23,7 +22,7 @@ from services.call_control.domain import State
 from services.call_control.handlers import REASON_REQUESTED, tell
 from services.call_control.metrics import CallMetrics
 from services.call_control.settings import Settings
-from services.call_control.store import Call, End, LegFacts, Store
+from services.call_control.store import Call, End, Store
 from services.chassis import errors, logs
 from services.chassis.clock import sleep
 from services.chassis.context import Context
@@ -361,7 +360,7 @@ class Switch:
             reserved_ms=call.reserved_ms,
         )
         ctx.outbox.add(topics.CALL_START, start, cause=call)
-        call = _with(call, state=State.TALKING, connected_at=event.at)
+        call = dataclasses.replace(call, state=State.TALKING, connected_at=event.at)
         tell(ctx, call, CallStatus.TALKING)
         return call
 
@@ -376,7 +375,7 @@ class Switch:
         )
         await ctx.store.ending(end)
         tell(ctx, call, CallStatus.ENDED, reason=end.reason, talk_ms=end.talk_ms)
-        return _with(call, state=State.ENDING, reason=end.reason, talk_ms=end.talk_ms)
+        return dataclasses.replace(call, state=State.ENDING, reason=end.reason, talk_ms=end.talk_ms)
 
     async def _ended(self, ctx: Context[Store], call: Call, event: backend.Ended) -> Call:
         end = End(
@@ -390,7 +389,7 @@ class Switch:
         if call.state is not State.ENDING:
             tell(ctx, call, CallStatus.ENDED, reason=end.reason, talk_ms=end.talk_ms)
         for leg in event.legs:
-            await ctx.store.leg_ended(call.call_id, _facts(leg))
+            await ctx.store.leg_ended(call.call_id, leg)
         return await self._end(ctx, call, end)
 
     async def _torn_down(self, ctx: Context[Store], call: Call, event: backend.TornDown) -> Call:
@@ -413,7 +412,7 @@ class Switch:
         )
         tell(ctx, call, CallStatus.ENDED, reason=end.reason, talk_ms=end.talk_ms)
         for leg in event.legs:
-            await ctx.store.leg_ended(call.call_id, _facts(leg))
+            await ctx.store.leg_ended(call.call_id, leg)
         return await self._end(ctx, call, end)
 
     async def _end(self, ctx: Context[Store], call: Call, end: End) -> Call:
@@ -429,7 +428,7 @@ class Switch:
             connected_at=call.connected_at,
         )
         ctx.outbox.add(topics.CALL_END, event, cause=call)
-        return _with(call, state=State.ENDED)
+        return dataclasses.replace(call, state=State.ENDED)
 
     def _measure(self, event: backend.Event) -> None:
         match event:
@@ -463,23 +462,3 @@ class Switch:
                     raise errors.Fatal("the database was away for too long") from error
                 logs.get().warning("switch waits", **logs.describe(error))
                 await sleep(RETRY_S)
-
-
-def _with(call: Call, **changes: Any) -> Call:
-    return dataclasses.replace(call, **changes)
-
-
-def _facts(leg: backend.LegResult) -> LegFacts:
-    return LegFacts(
-        leg=leg.leg.value,
-        dialled_at=leg.dialled_at,
-        ringing_at=leg.ringing_at,
-        answered_at=leg.answered_at,
-        ended_at=leg.ended_at,
-        duration_ms=leg.duration_ms,
-        sip_status=leg.sip_status,
-        bye_status=leg.bye_status,
-        q850_cause=leg.q850_cause,
-        answered_late=leg.answered_late,
-        is_down=leg.is_down,
-    )

@@ -78,10 +78,6 @@ class _Item:
     reason: str | None
 
 
-class _PollFailedError(Exception):
-    """The poll cannot be carried out; the process stops."""
-
-
 class Consumer:
     """One FastStream subscriber and consumer group per service, for all its topics."""
 

@@ -14,9 +14,10 @@ import pytest
 from deploy.phones import Mode, Phone, PhoneExchange
 from services.ad_ledger.store import INVARIANTS as LEDGER_INVARIANTS
 from services.call_control.store import INVARIANTS as CALL_INVARIANTS
-from tests.support.caller import CALLBACK, DESTINATION, a_caller, wait_ready
+from tests.support.caller import CALLBACK, DESTINATION, a_caller
 from tests.support.eventually import eventually
-from tests.support.stack import World
+from tests.support.running import ready
+from tests.support.stack import World, finish
 
 WORLD_SERVICES = ("ad_ledger", "call_control")
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
@@ -28,7 +29,7 @@ A, B = "+493023125001", "+493023125900"
 def services(world: World) -> World:
     for name in WORLD_SERVICES:
         world.start(name)
-    wait_ready(world, *WORLD_SERVICES)
+    finish(ready(world, *WORLD_SERVICES))
     return world
 
 

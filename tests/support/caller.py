@@ -1,7 +1,6 @@
 """A visitor without a gateway: writes what the gateway would write, reads what services tell."""
 
 import contextlib
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -126,23 +125,6 @@ class Caller:
             return row if row is not None and row["state"] in states else None
 
         return await eventually(reached, within_s=within_s, what=f"call {'/'.join(states)}")
-
-
-def wait_ready(world: World, *services: str, within_s: float = 60) -> None:
-    """Wait until services that were started say that they are ready.
-
-    Raises:
-        AssertionError: one is not in time.
-    """
-    deadline = time.monotonic() + within_s
-    for name in services:
-        url = f"http://127.0.0.1:{world.environments[name][f'{name.upper()}_ADMIN_PORT']}/readyz"
-        while True:
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(url).status_code == httpx.codes.OK:
-                    break
-            assert time.monotonic() < deadline, f"{name} was not ready within {within_s} s"
-            time.sleep(0.1)
 
 
 @contextlib.asynccontextmanager
