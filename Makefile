@@ -10,6 +10,8 @@ PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
 RUN := .venv/bin/python
 VISITORS ?= 1
 SERVICE ?=
+KAFKA_NODES ?= 1
+KAFKA_TLS ?=
 PYTEST_ARGUMENTS ?=
 
 help: ## list what can be made
@@ -33,8 +35,8 @@ check: bootstrap ## static checks: format, lint, types, layers, exported schemas
 	@.venv/bin/lint-imports
 	@$(RUN) -m schemas.export --check
 
-up: bootstrap ## start the platform and leave it running; data is kept in var/main
-	@$(RUN) -m deploy.local up
+up: bootstrap ## start the platform and leave it running (KAFKA_NODES=3, KAFKA_TLS=1); data: var/main
+	@$(RUN) -m deploy.local up --kafka-nodes $(KAFKA_NODES) $(if $(KAFKA_TLS),--kafka-tls)
 
 down: bootstrap ## end what `make up` started
 	@$(RUN) -m deploy.local down

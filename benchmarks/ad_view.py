@@ -76,7 +76,7 @@ def make_events(n_events: int, now: datetime) -> list[AdViewV1]:
 
 async def fill(world: World, events: Sequence[AdViewV1], now: datetime) -> None:
     """Put the events on Kafka."""
-    sink = KafkaSink(world.kafka_bootstrap, prefix=world.kafka_prefix, client_id="bench")
+    sink = KafkaSink(world.kafka, prefix=world.kafka_prefix, client_id="bench")
     await sink.start()
     producer = Producer(sink, service="gateway", timeout_s=60)
     for start in range(0, len(events), 5000):
@@ -87,7 +87,7 @@ async def fill(world: World, events: Sequence[AdViewV1], now: datetime) -> None:
 
 async def n_on(world: World, topic: topics.Topic) -> int:
     """Return how many records a topic holds."""
-    consumer = AIOKafkaConsumer(bootstrap_servers=world.kafka_bootstrap, enable_auto_commit=False)
+    consumer = AIOKafkaConsumer(**world.kafka.options(), enable_auto_commit=False)
     await consumer.start()
     try:
         parts = [TopicPartition(world.topic(topic), n) for n in range(topic.partitions)]
@@ -166,7 +166,7 @@ async def time_naive(world: World, events: Sequence[AdViewV1], now: datetime) ->
     await connection.execute("SELECT chassis_outbox_maintain()")
     await db.ensure_days(connection, [db.DayTable(table.name) for table in TABLES], now.date())
     consumer = AIOKafkaConsumer(
-        world.topic(topics.AD_VIEW), bootstrap_servers=world.kafka_bootstrap,
+        world.topic(topics.AD_VIEW), **world.kafka.options(),
         group_id=f"{world.kafka_prefix}naive", auto_offset_reset="earliest",
         enable_auto_commit=False,
     )  # fmt: skip

@@ -1,7 +1,8 @@
 """Make databases, roles and topics from what the services declare and the topic registry lists.
 
 Everything can be run again: what exists is brought to what is declared, nothing is dropped.
-`python -m deploy.provision` takes its addresses and passwords from the environment.
+`python -m deploy.provision` takes its addresses and passwords from the environment, or from files
+that it names (`KAFKA_PASSWORD_FILE`).
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -18,15 +20,15 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
+from deploy.access import provision_access, rights, user_names
+from deploy.errors import ProvisionError
 from schemas.topics import ALL_TOPICS, Topic
 from services.chassis.declaration import Declaration, load_all
+from services.chassis.kafka import KafkaLogin
+from services.chassis.secret import Secret
 
 REPLICAS_MAX = 3
 ADMIN_TIMEOUT_MS = 30_000
-
-
-class ProvisionError(RuntimeError):
-    """What exists contradicts what is declared; the message says what a person has to decide."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +36,11 @@ class Infrastructure:
     """Where the servers are.
 
     Attributes:
-        kafka_bootstrap: host:port, several with commas.
+        kafka: an administrator's login.
         postgres_admin_dsn: URL of a role that may make databases and roles.
     """
 
-    kafka_bootstrap: str
+    kafka: KafkaLogin
     postgres_admin_dsn: str
 
 
@@ -337,27 +339,29 @@ class TopicProvisioner:
 
 
 async def provision_topics(
-    bootstrap: str, topics: Sequence[Topic] = ALL_TOPICS, prefix: str = ""
+    login: KafkaLogin, topics: Sequence[Topic] = ALL_TOPICS, prefix: str = ""
 ) -> list[str]:
     """Make and update the topics; see `TopicProvisioner.apply`."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=ADMIN_TIMEOUT_MS)
+    admin = AIOKafkaAdminClient(**login.options(), request_timeout_ms=ADMIN_TIMEOUT_MS)
     try:
         await admin.start()
         return await TopicProvisioner(admin, prefix).apply(topics)
     except KafkaError as error:
-        raise ProvisionError(f"Kafka at {bootstrap} does not do as asked: {error!r}") from error
+        raise ProvisionError(
+            f"Kafka at {login.bootstrap} does not do as asked: {error!r}"
+        ) from error
     finally:
         await admin.close()
 
 
 async def set_topic_configs(
-    bootstrap: str, configs: Mapping[Topic, Mapping[str, str]], prefix: str = ""
+    login: KafkaLogin, configs: Mapping[Topic, Mapping[str, str]], prefix: str = ""
 ) -> None:
     """Replace topics' settings for a while (a simulation lowers `retention.ms`).
 
     `provision_topics` brings back what the registry says.
     """
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=ADMIN_TIMEOUT_MS)
+    admin = AIOKafkaAdminClient(**login.options(), request_timeout_ms=ADMIN_TIMEOUT_MS)
     try:
         await admin.start()
         await TopicProvisioner(admin, prefix).set_configs(configs)
@@ -365,10 +369,10 @@ async def set_topic_configs(
         await admin.close()
 
 
-async def drop_topics(bootstrap: str, prefix: str) -> None:
+async def drop_topics(login: KafkaLogin, prefix: str) -> None:
     """Delete every topic of a prefix; only ever with one (tests)."""
     assert prefix, "topics without a prefix are somebody's data"
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=ADMIN_TIMEOUT_MS)
+    admin = AIOKafkaAdminClient(**login.options(), request_timeout_ms=ADMIN_TIMEOUT_MS)
     try:
         await admin.start()
         names = [name for name in await admin.list_topics() if name.startswith(prefix)]
@@ -379,24 +383,45 @@ async def drop_topics(bootstrap: str, prefix: str) -> None:
 
 
 async def _main() -> None:
-    environment = os.environ
-    missing = [
-        name
-        for name in ("KAFKA_BOOTSTRAP", "POSTGRES_ADMIN_DSN", "ROLE_PASSWORDS")
-        if name not in environment
-    ]
-    if missing:
-        raise ProvisionError(
-            f"Set {', '.join(missing)} (ROLE_PASSWORDS is JSON: a password for each of"
-            f" {', '.join(role_names(load_all()))})."
-        )
     declarations = load_all()
-    passwords = json.loads(environment["ROLE_PASSWORDS"])
-    if lacking := [role for role in role_names(declarations) if role not in passwords]:
-        raise ProvisionError(f"ROLE_PASSWORDS lacks {', '.join(lacking)}.")
-    await provision_databases(environment["POSTGRES_ADMIN_DSN"], declarations, passwords)
-    for line in await provision_topics(environment["KAFKA_BOOTSTRAP"]):
+    names = ("KAFKA_BOOTSTRAP", "KAFKA_USERNAME", "KAFKA_PASSWORD", "POSTGRES_ADMIN_DSN")
+    given = {name: _setting(name) for name in (*names, "ROLE_PASSWORDS", "KAFKA_PASSWORDS")}
+    if missing := [name for name, text in given.items() if text is None]:
+        raise ProvisionError(
+            f"Set {', '.join(missing)}, or each with _FILE behind it. ROLE_PASSWORDS is JSON, a"
+            f" password for each of {', '.join(role_names(declarations))}; KAFKA_PASSWORDS for each"
+            f" of {', '.join(user_names(declarations))}."
+        )
+    ca_file = os.environ.get("KAFKA_CA_FILE")
+    kafka = KafkaLogin(
+        bootstrap=str(given["KAFKA_BOOTSTRAP"]),
+        username=str(given["KAFKA_USERNAME"]),
+        password=Secret(str(given["KAFKA_PASSWORD"])),
+        ca_file=Path(ca_file) if ca_file else None,
+    )
+    roles = _passwords("ROLE_PASSWORDS", given, role_names(declarations))
+    users = _passwords("KAFKA_PASSWORDS", given, user_names(declarations))
+    await provision_databases(str(given["POSTGRES_ADMIN_DSN"]), declarations, roles)
+    done = await provision_topics(kafka)
+    done += await provision_access(kafka, users, rights(declarations))
+    for line in done:
         sys.stdout.write(f"{line}\n")
+
+
+def _setting(name: str) -> str | None:
+    """Return a setting from the environment, or from the file that `<name>_FILE` names."""
+    if path := os.environ.get(f"{name}_FILE"):
+        return Path(path).read_text(encoding="utf-8").strip()
+    return os.environ.get(name)
+
+
+def _passwords(
+    setting: str, given: Mapping[str, str | None], names: Sequence[str]
+) -> dict[str, str]:
+    found = json.loads(given[setting] or "{}")
+    if lacking := [name for name in names if name not in found]:
+        raise ProvisionError(f"{setting} lacks {', '.join(lacking)}.")
+    return {name: found[name] for name in names}
 
 
 def main() -> int:

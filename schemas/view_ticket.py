@@ -9,8 +9,10 @@ import base64
 import hashlib
 import hmac
 import json
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
 TICKET_LIFE_S = 3600
@@ -37,17 +39,22 @@ class KeyRing:
 
     def __init__(self, keys: dict[str, str]) -> None:
         """Take `{key id: 64 hex digits}`; at least one."""
-        if not keys:
-            raise ValueError("a key ring needs at least one key")
-        self._keys = {kid: bytes.fromhex(text) for kid, text in keys.items()}
-        if any(len(key) < 32 for key in self._keys.values()):  # noqa: PLR2004 - 256 bits
-            raise ValueError("a key needs 256 bits (64 hex digits)")
+        self._keys = _checked(keys)
         self._signing_kid = next(iter(self._keys))
 
     @classmethod
     def from_json(cls, text: str) -> "KeyRing":
         """Read `{"<kid>": "<hex>"}` as it stands in settings."""
-        return cls(json.loads(text))
+        return cls(_parsed(text))
+
+    def replace(self, text: str) -> None:
+        """Take other keys while in use, as `from_json` reads them.
+
+        Raises:
+            ValueError: they are none; the old ones stay in force.
+        """
+        keys = _checked(_parsed(text))
+        self._keys, self._signing_kid = keys, next(iter(keys))
 
     def sign(self, payload: bytes) -> tuple[str, bytes]:
         """Return (key id, MAC) of the payload."""
@@ -57,6 +64,27 @@ class KeyRing:
         """Whether `mac` is the payload's under the named key."""
         key = self._keys.get(kid)
         return key is not None and hmac.compare_digest(_mac(key, payload), mac)
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise ValueError("keys must be JSON") from None
+
+
+def _checked(keys: object) -> dict[str, bytes]:
+    if not isinstance(keys, dict) or not keys:
+        raise ValueError("a key ring is a JSON object {key id: hex digits}, at least one")
+    found = {}
+    for kid, text in keys.items():
+        # a key id stands between two dots of a token
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", kid):
+            raise ValueError("a key id is 1..32 letters, digits, - or _")
+        if not isinstance(text, str) or not re.fullmatch(r"(?:[0-9a-f]{2}){32,64}", text):
+            raise ValueError("a key has 256 bits (64 hex digits) or up to 512")
+        found[kid] = bytes.fromhex(text)
+    return found
 
 
 def sign_token(keys: KeyRing, payload: bytes) -> str:

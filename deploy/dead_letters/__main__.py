@@ -3,18 +3,22 @@
 import argparse
 import asyncio
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from deploy.access import DEAD_LETTERS
 from deploy.dead_letters import box, commands
 from deploy.dead_letters.commands import Desk, Selection
 from deploy.dead_letters.journal import Action, Journal, Use
 from deploy.dead_letters.letter import DeadLetterError
-from deploy.local.control import State
+from deploy.local.control import State, kafka_login
 from deploy.local.errors import StackError
 from deploy.local.layout import ROOT, Layout
 from services.chassis.clock import SystemClock
+from services.chassis.kafka import KafkaLogin
+from services.chassis.secret import Secret
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,7 +37,12 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--folder", type=Path, default=ROOT / "var" / "main", help="of the stack; has the log"
         )
-        command.add_argument("--bootstrap", help="Kafka's host:port instead of the folder's stack")
+        command.add_argument(
+            "--bootstrap",
+            help="Kafka's host:port instead of the folder's stack; then KAFKA_PASSWORD or"
+            " KAFKA_PASSWORD_FILE is needed, and KAFKA_CA_FILE where it speaks TLS",
+        )
+        command.add_argument("--username", default=DEAD_LETTERS, help="with --bootstrap")
         command.add_argument("--prefix", default="", help="before the topics' names")
         if action is Action.LIST:
             command.add_argument("--topic")
@@ -56,8 +65,26 @@ def _count(text: str) -> int:
     return number
 
 
-def bootstrap_of(folder: Path) -> str:
-    """Return the Kafka address of the stack that runs in a folder.
+def login_from_environment(bootstrap: str, username: str) -> KafkaLogin:
+    """Return the login to a Kafka that is no local stack's.
+
+    Raises:
+        DeadLetterError: the environment names no password.
+    """
+    password, path = (os.environ.get(f"KAFKA_PASSWORD{end}") for end in ("", "_FILE"))
+    if not password and not path:
+        raise DeadLetterError("Set KAFKA_PASSWORD_FILE or KAFKA_PASSWORD: Kafka wants a login.")
+    ca_file = os.environ.get("KAFKA_CA_FILE")
+    return KafkaLogin(
+        bootstrap=bootstrap,
+        username=username,
+        password=Secret(password or "", Path(path) if path else None),
+        ca_file=Path(ca_file) if ca_file else None,
+    )
+
+
+def login_of(folder: Path) -> KafkaLogin:
+    """Return the login for dead letters of the stack that runs in a folder.
 
     Raises:
         DeadLetterError: none runs there.
@@ -72,15 +99,18 @@ def bootstrap_of(folder: Path) -> str:
         raise DeadLetterError(
             f"No stack runs in {folder}: `make up` starts it, --bootstrap names another Kafka."
         )
-    return ",".join(f"127.0.0.1:{port}" for port in ports)
+    return kafka_login(Layout(folder), DEAD_LETTERS, ports)
 
 
 async def carry_out(arguments: argparse.Namespace) -> int:
     """Run the command; the exit status."""
     action = Action(arguments.action)
     use = Use(author=arguments.author, why=arguments.why, action=action)
-    bootstrap = arguments.bootstrap or bootstrap_of(arguments.folder)
-    async with box.opened(bootstrap, arguments.prefix) as letters:
+    if arguments.bootstrap:
+        login = login_from_environment(arguments.bootstrap, arguments.username)
+    else:
+        login = login_of(arguments.folder)
+    async with box.opened(login, arguments.prefix) as letters:
         desk = Desk(
             box=letters,
             journal=Journal(arguments.folder, arguments.prefix),

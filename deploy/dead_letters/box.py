@@ -13,6 +13,7 @@ from deploy.dead_letters.letter import DeadLetterError, Letter, Record
 from schemas.topics import ALL_TOPICS, Topic
 from services.chassis.clock import sleep
 from services.chassis.errors import Transient
+from services.chassis.kafka import KafkaLogin
 from services.chassis.outbox import OutboxRow
 from services.chassis.produce import REQUEST_TIMEOUT_MS, KafkaSink
 
@@ -124,20 +125,20 @@ class Box:
 
 
 @asynccontextmanager
-async def opened(bootstrap: str, prefix: str) -> AsyncIterator[Box]:
+async def opened(login: KafkaLogin, prefix: str) -> AsyncIterator[Box]:
     """Open a box.
 
     Raises:
         DeadLetterError: Kafka does not answer, or does not let us.
     """
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=bootstrap,
+        **login.options(),
         group_id=None,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
         request_timeout_ms=REQUEST_TIMEOUT_MS,
     )
-    sink = KafkaSink(bootstrap, prefix=prefix, client_id=f"{prefix}dead-letters")
+    sink = KafkaSink(login, prefix=prefix, client_id=f"{prefix}dead-letters")
     try:
         await consumer.start()
         # aiokafka's task without a group, cancelled before its first step, would cancel our stop()
@@ -145,7 +146,7 @@ async def opened(bootstrap: str, prefix: str) -> AsyncIterator[Box]:
         yield Box(consumer, sink, prefix)
     except KafkaError as error:
         raise DeadLetterError(
-            f"Kafka at {bootstrap} does not do as asked: {type(error).__name__}."
+            f"Kafka at {login.bootstrap} does not do as asked: {type(error).__name__}."
         ) from error
     finally:
         await consumer.stop()

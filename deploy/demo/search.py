@@ -199,8 +199,12 @@ async def records(stack: LocalStack) -> list[Haystack]:
 
 def files(stack: LocalStack) -> list[Haystack]:
     """Return the files in which the broker keeps topics, deleted segments too, and all logs."""
-    data = stack.layout.folder / "kafka" / "data"
-    kept = [p for p in sorted(data.rglob("*")) if p.is_file() and p.suffix not in _INDEXES]
+    kept = [
+        path
+        for data in _kafka_data(stack)
+        for path in sorted(data.rglob("*"))
+        if path.is_file() and path.suffix not in _INDEXES
+    ]
     logs = sorted(stack.layout.logs.iterdir())
     return [
         *((f"files {path.parent.name}/{path.name}", _content(path)) for path in kept),
@@ -228,6 +232,10 @@ async def _folders_of_data(stack: LocalStack) -> list[Path]:
         await connection.close()
     root = stack.layout.folder / "postgres"
     return [root / "pg_wal", root / "global", *(root / "base" / str(r["oid"]) for r in oids)]
+
+
+def _kafka_data(stack: LocalStack) -> list[Path]:
+    return [stack.layout.folder / name / "data" for name in stack.kafka_names]
 
 
 def _content(path: Path) -> bytes:
@@ -259,9 +267,9 @@ async def unemptied(stack: LocalStack) -> list[Find]:
         if not topic.personal:
             continue
         n_records = sum(end - begin for begin, end in spans[topic.name].values())
-        data = stack.layout.folder / "kafka" / "data"
         n_bytes = sum(
             path.stat().st_size
+            for data in _kafka_data(stack)
             for part in range(topic.partitions)
             for path in data.glob(f"{topic.name}-{part}*/*.log*")
         )
@@ -279,7 +287,7 @@ class _Reader:
 
     def __init__(self, stack: LocalStack) -> None:
         self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=stack.kafka_bootstrap, group_id=None, enable_auto_commit=False
+            **stack.kafka.options(), group_id=None, enable_auto_commit=False
         )
 
     async def __aenter__(self) -> Self:

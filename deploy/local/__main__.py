@@ -1,6 +1,7 @@
-"""`python -m deploy.local up|down|status|logs|run`."""
+"""`python -m deploy.local up|down|status|logs|run|rotate|retire`."""
 
 import argparse
+import asyncio
 import contextlib
 import sys
 from pathlib import Path
@@ -9,7 +10,10 @@ from rich.console import Console
 
 from deploy.local import control
 from deploy.local.errors import StackError
-from deploy.local.layout import ROOT
+from deploy.local.kafka import NODE_COUNTS
+from deploy.local.layout import KEY_KINDS, ROOT
+from deploy.local.rotate import retire, rotate
+from services.chassis.declaration import SERVICES
 
 
 def parser() -> argparse.ArgumentParser:
@@ -22,12 +26,20 @@ def parser() -> argparse.ArgumentParser:
         "status": "show what runs; exit status 1 when something is down",
         "logs": "show the logs and follow them",
         "run": "run the stack in the foreground",
+        "rotate": "new passwords for a service, or a new signing key; nothing stops",
+        "retire": "forget a kind's old signing keys",
     }.items():
         command = commands.add_parser(name, help=text)
         command.add_argument("--folder", type=Path, default=ROOT / "var" / "main")
         if name in {"up", "run"}:
             command.add_argument("--simulation", action="store_true")
             command.add_argument("--servers-only", action="store_true")
+            command.add_argument("--kafka-nodes", type=int, choices=NODE_COUNTS, default=1)
+            command.add_argument("--kafka-tls", action="store_true")
+        if name == "rotate":
+            command.add_argument("what", choices=[*SERVICES, *KEY_KINDS])
+        if name == "retire":
+            command.add_argument("what", choices=KEY_KINDS)
         if name == "logs":
             command.add_argument("service", nargs="?")
             command.add_argument("--no-follow", action="store_true")
@@ -44,30 +56,42 @@ def carry_out(arguments: argparse.Namespace) -> int:
     folder: Path = arguments.folder
     match arguments.command:
         case "up":
-            return control.up(
-                folder,
-                console,
-                simulation=arguments.simulation,
-                servers_only=arguments.servers_only,
-            )
+            return control.up(folder, console, _passed_on(arguments))
         case "down":
             return control.down(folder, console)
         case "status":
             return control.status(folder, console)
         case "logs":
-            follow = not arguments.no_follow
-            with contextlib.suppress(KeyboardInterrupt):
-                return control.logs(folder, console, arguments.service or None, follow=follow)
+            return _logs(arguments, console)
+        case "rotate" | "retire":
+            act = rotate if arguments.command == "rotate" else retire
+            asyncio.run(act(folder, arguments.what, console.print))
             return 0
         case _:
             options = control.RunOptions(
                 simulation=arguments.simulation,
+                kafka_nodes=arguments.kafka_nodes,
+                kafka_tls=arguments.kafka_tls,
                 patient=arguments.patient,
                 servers_only=arguments.servers_only,
                 disposable=arguments.disposable,
                 while_pid=arguments.while_pid,
             )
             return control.run(folder, options)
+
+
+def _logs(arguments: argparse.Namespace, console: Console) -> int:
+    service, follow = arguments.service or None, not arguments.no_follow
+    with contextlib.suppress(KeyboardInterrupt):
+        return control.logs(arguments.folder, console, service, follow=follow)
+    return 0
+
+
+def _passed_on(arguments: argparse.Namespace) -> list[str]:
+    """Return what `up` hands on to the `run` that it starts."""
+    switches = ("simulation", "servers_only", "kafka_tls")
+    given = [f"--{name.replace('_', '-')}" for name in switches if getattr(arguments, name)]
+    return [*given, f"--kafka-nodes={arguments.kafka_nodes}"]
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from deploy.local.certificates import Certificates
 from deploy.local.errors import StackError
 from deploy.local.identity import ProcessIdentity
+from deploy.local.kafka import ADMINISTRATOR
 from deploy.local.layout import ROOT, Layout, read_document
 from deploy.local.probes import http_status, is_kafka_ready
 from deploy.local.process import log_tail
 from deploy.local.stack import LocalStack
+from services.chassis.kafka import KafkaLogin
+from services.chassis.secret import Secret
 
 UP_TIMEOUT_S = 180.0
 DOWN_TIMEOUT_S = 60.0
@@ -71,8 +75,8 @@ class State:
         return identity if identity.is_alive else None
 
 
-def up(folder: Path, console: Console, *, simulation: bool, servers_only: bool) -> int:
-    """Start the stack as a daemon and wait until it is ready."""
+def up(folder: Path, console: Console, arguments: Sequence[str]) -> int:
+    """Start the stack as a daemon, `run` with these arguments, and wait until it is ready."""
     layout = Layout(folder)
     layout.prepare()
     if (state := State.of(layout)).supervisor is not None:
@@ -84,13 +88,9 @@ def up(folder: Path, console: Console, *, simulation: bool, servers_only: bool) 
     layout.state_path.unlink(missing_ok=True)
     log_path = layout.logs / "supervisor.log"
     command = [sys.executable, "-m", "deploy.local", "run", "--folder", str(layout.folder)]
-    if simulation:
-        command.append("--simulation")
-    if servers_only:
-        command.append("--servers-only")
     with log_path.open("ab") as log:
         supervisor = subprocess.Popen(
-            [*command, "--patient"],
+            [*command, *arguments, "--patient"],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -173,7 +173,7 @@ def status(folder: Path, console: Console) -> int:
         if state.phase == "failed":
             console.print(state.error, markup=False, highlight=False)
         return 1
-    health = asyncio.run(_health(processes))
+    health = asyncio.run(_health(layout, processes))
     table = Table("process", "health", "pid", "port", "admin", "restarts", "up since")
     alive = state.survivors
     for name, entry in processes.items():
@@ -211,10 +211,29 @@ def _duration(seconds: float) -> str:
     return f"{hours:d}:{minutes:02d}:{rest_s:02d}"
 
 
-async def _health(processes: Mapping[str, Any]) -> dict[str, str]:
+def kafka_login(layout: Layout, user: str, ports: Sequence[int]) -> KafkaLogin:
+    """Return a user's login to the Kafka of a stack that another process runs.
+
+    Raises:
+        StackError: the stack has no such user.
+    """
+    passwords = read_document(layout.secrets_path).get("kafka_passwords", {})
+    if user not in passwords:
+        raise StackError(f"The stack in {layout.folder} has no Kafka user {user}.")
+    certificates = Certificates.made(layout)
+    return KafkaLogin(
+        bootstrap=",".join(f"127.0.0.1:{port}" for port in ports),
+        username=user,
+        password=Secret(passwords[user]),
+        ca_file=certificates.ca_file if certificates else None,
+    )
+
+
+async def _health(layout: Layout, processes: Mapping[str, Any]) -> dict[str, str]:
     async def of(name: str, entry: Mapping[str, Any]) -> str:
-        if name == "kafka":
-            return "ready" if await is_kafka_ready(f"127.0.0.1:{entry['port']}") else "no answer"
+        if name.startswith("kafka"):
+            login = kafka_login(layout, ADMINISTRATOR, [entry["port"]])
+            return "ready" if await is_kafka_ready(login) else "no answer"
         if name == "postgres":
             return await _postgres_health(entry["port"])
         code = await http_status(entry["admin_port"], "/readyz")
@@ -296,6 +315,8 @@ class RunOptions:
     """
 
     simulation: bool = False
+    kafka_nodes: int = 1
+    kafka_tls: bool = False
     patient: bool = False
     servers_only: bool = False
     disposable: bool = False
@@ -320,6 +341,8 @@ async def _run(folder: Path, options: RunOptions) -> int:
         folder,
         services=[] if options.servers_only else None,
         simulation=options.simulation,
+        kafka_nodes=options.kafka_nodes,
+        kafka_tls=options.kafka_tls,
         progress=lambda what: print(what, flush=True),
     )
     starting = asyncio.create_task(stack.start(patient=options.patient))

@@ -1,6 +1,7 @@
 """The environment of each service on the local stack: all it is told, secrets included.
 
-Passed by environment and never on a command line, which every user of the machine can read.
+Secrets are passed by files that only this user can read (or by the environment, in tests) and never
+on a command line, which every user of the machine can read.
 """
 
 import json
@@ -11,15 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deploy.local import kafka
+from deploy.local.layout import write_private_text
 from deploy.provision import ServiceDatabase
 from services.chassis.declaration import Declaration
 
+KEYS_OF = {
+    "ad_ledger": ("view_ticket_keys",),
+    "gateway": ("view_ticket_keys", "visit_cookie_keys"),
+}
+"""Which signing keys a service is told; nobody else knows them."""
 KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR")
 
 
-def port_names(declarations: Sequence[Declaration]) -> list[str]:
+def port_names(declarations: Sequence[Declaration], n_kafka_nodes: int = 1) -> list[str]:
     """Return the names of the ports that a stack with these services needs."""
-    names = ["postgres", "kafka", "kafka_controller"]
+    names = ["postgres", *kafka.port_names(n_kafka_nodes)]
     for declared in declarations:
         if declared.http:
             names.append(declared.name)
@@ -47,35 +55,67 @@ class Surroundings:
     """What the services of one stack share.
 
     Attributes:
+        user_prefix: before the names of Kafka's users.
+        kafka_ca_file: set where Kafka speaks TLS.
         ports: by name, see `port_names`.
         secrets: see `Layout.secrets`.
+        secrets_folder: has a folder of files for each service; None = secrets go by environment.
         overrides: further settings by full name, e.g. `AD_LEDGER_LOG_LEVEL`; they win.
         source: folder whose packages the services are.
     """
 
+    declarations: Sequence[Declaration]
     kafka_bootstrap: str
     kafka_prefix: str
+    user_prefix: str = ""
+    kafka_ca_file: Path | None = None
     databases: Mapping[str, ServiceDatabase]
     ports: Mapping[str, int]
     secrets: Mapping[str, Any]
     simulation: bool
     overrides: Mapping[str, str]
     source: Path
+    secrets_folder: Path | None = None
 
     def of(self, declared: Declaration) -> dict[str, str]:
         """Return the environment for serving; it holds no right to change tables."""
         settings = {
             "KAFKA_BOOTSTRAP": self.kafka_bootstrap,
             "KAFKA_PREFIX": self.kafka_prefix,
+            "KAFKA_USERNAME": f"{self.user_prefix}{declared.name}",
             "ADMIN_PORT": str(self.ports[f"{declared.name}_admin"]),
             "SIMULATION": "true" if self.simulation else "false",
         }
         if declared.http:
             settings["HTTP_PORT"] = str(self.ports[declared.name])
-        if declared.database:
-            settings["DATABASE_URL"] = self.databases[declared.name].url
+        if self.kafka_ca_file is not None:
+            settings["KAFKA_CA_FILE"] = str(self.kafka_ca_file)
+        if self.secrets_folder is None:
+            settings |= self.secrets_of(declared)
+        else:
+            settings["SECRETS_FOLDER"] = str(self.secrets_folder / declared.name)
         settings |= self._own(declared.name)
         return self._with_prefix(declared, settings)
+
+    def secrets_of(self, declared: Declaration) -> dict[str, str]:
+        """Return what this service alone may know, by the setting's name."""
+        found = {
+            "KAFKA_PASSWORD": self.secrets["kafka_passwords"][f"{self.user_prefix}{declared.name}"]
+        }
+        if declared.database:
+            found["DATABASE_URL"] = self.databases[declared.name].url
+        for kind in KEYS_OF.get(declared.name, ()):
+            found[kind.upper()] = json.dumps(self.secrets[kind])
+        return found
+
+    def write_secrets(self) -> None:
+        """Write each service's files; whoever runs reads them anew when it next needs them."""
+        assert self.secrets_folder is not None
+        for declared in self.declarations:
+            folder = self.secrets_folder / declared.name
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for name, text in self.secrets_of(declared).items():
+                write_private_text(folder / f"{declared.env_prefix}{name}".lower(), text)
 
     def of_migration(self, declared: Declaration) -> dict[str, str]:
         """Return the environment for `python -m services.<name> migrate`."""
@@ -95,19 +135,13 @@ class Surroundings:
         """Return what only this service is told."""
         ports = self.ports
         match name:
-            case "ad_ledger":
-                return {"VIEW_TICKET_KEYS": json.dumps(self.secrets["view_ticket_keys"])}
             case "gateway":
                 addresses = {
                     f"{other.upper()}_URL": f"http://127.0.0.1:{ports[other]}"
                     for other in ("ad_ledger", "call_control")
                     if other in ports
                 }
-                return addresses | {
-                    "VIEW_TICKET_KEYS": json.dumps(self.secrets["view_ticket_keys"]),
-                    "VISIT_COOKIE_KEYS": json.dumps(self.secrets["visit_cookie_keys"]),
-                    "PUBLIC_ORIGIN": f"http://127.0.0.1:{ports['gateway']}",
-                }
+                return addresses | {"PUBLIC_ORIGIN": f"http://127.0.0.1:{ports['gateway']}"}
             case "call_control":
                 return {
                     "SIP_HOST": "127.0.0.1",

@@ -17,16 +17,23 @@ PORT_CHOSEN_MIN = 1024
 PORT_MAX = 32_767
 """Linux gives out ephemeral ports from 32768 up: a server there may find its port taken."""
 
+KEY_KINDS = ("view_ticket_keys", "visit_cookie_keys")
+"""Signing keys: by key id, the first signs, all verify."""
+
 UDP_NAMES = frozenset({"call_control_sip", "trunk"})
 
 
 def write_private(path: Path, document: Mapping[str, Any]) -> None:
     """Write JSON that only this user can read, whole or not at all."""
-    scratch = path.with_suffix(".new")
+    write_private_text(path, json.dumps(document, indent=2) + "\n")
+
+
+def write_private_text(path: Path, text: str) -> None:
+    """Write a file that only this user can read, whole or not at all."""
+    scratch = path.with_name(f"{path.name}.new")
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(document, file, indent=2)
-        file.write("\n")
+        file.write(text)
     scratch.replace(path)
 
 
@@ -154,21 +161,30 @@ class Layout:
         write_private(path, document | {"ports": remembered | result})
         return result
 
-    def secrets(self, passwords: Iterable[str]) -> dict[str, Any]:
+    @property
+    def secrets_path(self) -> Path:
+        """All secrets of this stack; what a service gets of them is below `secrets/<service>`."""
+        return self.folder / "secrets.json"
+
+    def secrets(
+        self, passwords: Iterable[str], kafka_passwords: Iterable[str] = ()
+    ) -> dict[str, Any]:
         """Return this stack's secrets, made at the first need and readable by this user only.
 
         Args:
-            passwords: names of the roles that need one.
+            passwords: names of the database's roles that need one.
+            kafka_passwords: names of Kafka's users that need one.
 
         Returns:
-            `passwords` by role; `view_ticket_keys`, `visit_cookie_keys`: 256-bit keys by key id.
+            `passwords` by role, `kafka_passwords` by user; of `KEY_KINDS` 256-bit keys by key id,
+            of which the first signs.
         """
-        path = self.folder / "secrets.json"
-        document = read_document(path)
-        kept = document.setdefault("passwords", {})
-        for name in passwords:
-            kept.setdefault(name, secrets.token_urlsafe(24))
-        for kind in ("view_ticket_keys", "visit_cookie_keys"):
+        document = read_document(self.secrets_path)
+        for kind, names in (("passwords", passwords), ("kafka_passwords", kafka_passwords)):
+            kept = document.setdefault(kind, {})
+            for name in names:
+                kept.setdefault(name, secrets.token_urlsafe(24))
+        for kind in KEY_KINDS:
             document.setdefault(kind, {"k1": secrets.token_hex(32)})
-        write_private(path, document)
+        write_private(self.secrets_path, document)
         return document

@@ -8,11 +8,13 @@ import asyncpg
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
+from services.chassis.kafka import KafkaLogin
+
 PROBE_TIMEOUT_S = 3.0
 
 
-async def http_status(port: int, path: str) -> int | None:
-    """GET a path of a local server; its status, None when there is no answer."""
+async def http_get(port: int, path: str) -> tuple[int, str] | None:
+    """GET a path of a local server; status and text, None when there is no answer."""
     writer: asyncio.StreamWriter | None = None
     try:
         async with asyncio.timeout(PROBE_TIMEOUT_S):
@@ -20,8 +22,8 @@ async def http_status(port: int, path: str) -> int | None:
             request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n"
             writer.write(request.encode())
             await writer.drain()
-            parts = (await reader.readline()).split()
-            return int(parts[1])
+            answer = (await reader.read()).decode()
+            return int(answer.split()[1]), answer
     except (OSError, TimeoutError, ValueError, IndexError):
         return None
     finally:
@@ -29,6 +31,19 @@ async def http_status(port: int, path: str) -> int | None:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+
+
+async def http_status(port: int, path: str) -> int | None:
+    """GET a path of a local server; its status, None when there is no answer."""
+    found = await http_get(port, path)
+    return None if found is None else found[0]
+
+
+async def metric(port: int, line: str) -> float | None:
+    """Return the value of one line of a local server's metrics; None when it is not there."""
+    answer = await http_get(port, "/metrics")
+    rows = answer[1].splitlines() if answer else []
+    return next((float(row.rpartition(" ")[2]) for row in rows if row.startswith(f"{line} ")), None)
 
 
 async def is_service_ready(admin_port: int) -> bool:
@@ -49,9 +64,9 @@ async def is_postgres_ready(dsn: str) -> bool:
     return True
 
 
-async def is_kafka_ready(bootstrap: str) -> bool:
-    """Whether the broker names itself as a member of its cluster."""
-    host, _, port = bootstrap.partition(",")[0].rpartition(":")
+async def is_kafka_ready(login: KafkaLogin) -> bool:
+    """Whether the first broker of the address lets an administrator in and names its cluster."""
+    host, _, port = login.bootstrap.partition(",")[0].rpartition(":")
     try:
         # a plain connection first: the client logs an error for every refused one
         async with asyncio.timeout(PROBE_TIMEOUT_S):
@@ -63,7 +78,7 @@ async def is_kafka_ready(bootstrap: str) -> bool:
     logger = logging.getLogger("aiokafka")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=3000)
+    admin = AIOKafkaAdminClient(**login.options(), request_timeout_ms=3000)
     try:
         async with asyncio.timeout(PROBE_TIMEOUT_S):
             await admin.start()

@@ -19,11 +19,14 @@ from typing import IO, Any, Literal, Self
 
 import asyncpg
 
+from deploy.access import provision_access, rights, user_names
+from deploy.errors import ProvisionError
+from deploy.local.certificates import Certificates
 from deploy.local.environment import Surroundings, chosen_ports, port_names
 from deploy.local.errors import StackError
 from deploy.local.identity import ProcessIdentity
-from deploy.local.kafka import Kafka
-from deploy.local.layout import ROOT, Layout, write_private
+from deploy.local.kafka import USERS, Cluster, node_names
+from deploy.local.layout import ROOT, Layout, read_document, write_private
 from deploy.local.postgres import Postgres
 from deploy.local.probes import is_service_ready
 from deploy.local.process import (
@@ -35,13 +38,13 @@ from deploy.local.process import (
 )
 from deploy.provision import (
     Infrastructure,
-    ProvisionError,
     databases,
     provision_databases,
     provision_topics,
     role_names,
 )
 from services.chassis.declaration import Declaration, load, load_all
+from services.chassis.kafka import KafkaLogin
 
 READY_TIMEOUT_S = 60.0
 POLL_S = 0.05
@@ -62,6 +65,8 @@ class LocalStack:
     Args:
         folder: where this stack keeps its data, secrets and logs; one stack at a time.
         services: names of the services to run; None = all, empty = servers only.
+        kafka_nodes: one or three.
+        kafka_tls: whether Kafka's clients and nodes speak TLS.
         simulation: marks the stack as a simulation: instants in the future are accepted.
         ports: chosen ports by name (`deploy.local.environment.port_names`); others are free ones.
         overrides: further settings by full name, e.g. `{"AD_LEDGER_LOG_LEVEL": "DEBUG"}`.
@@ -76,6 +81,8 @@ class LocalStack:
         folder: Path,
         *,
         services: Sequence[str] | None = None,
+        kafka_nodes: int = 1,
+        kafka_tls: bool = False,
         simulation: bool = False,
         ports: Mapping[str, int] | None = None,
         overrides: Mapping[str, str] | None = None,
@@ -89,6 +96,8 @@ class LocalStack:
         self.declarations = tuple(declarations)
         self.simulation = simulation
         self.layout = Layout(folder)
+        self._kafka_names = node_names(kafka_nodes)
+        self._kafka_tls = kafka_tls
         self._chosen_ports = dict(ports or {})
         self._overrides = dict(overrides or {})
         self._package = package
@@ -102,6 +111,7 @@ class LocalStack:
         self._since_s = 0.0
         self._ports: dict[str, int] = {}
         self._postgres: Postgres | None = None
+        self._cluster: Cluster | None = None
         self._surroundings: Surroundings | None = None
 
     # --- life
@@ -153,7 +163,7 @@ class LocalStack:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
-        servers = {"postgres", "kafka"}
+        servers = {"postgres", *self._kafka_names}
         for group in (self._processes.keys() - servers, self._processes.keys() & servers):
             await asyncio.gather(*(self._processes[name].stop() for name in group))
         self._set_phase(phase)
@@ -184,40 +194,64 @@ class LocalStack:
         self._since_s = time.time()
 
     async def _start_servers(self) -> None:
-        names = port_names(self.declarations)
+        names = port_names(self.declarations, len(self._kafka_names))
         ports = chosen_ports(names, os.environ) | self._chosen_ports
         self._ports = self.layout.ports(names, ports)
-        secrets = self.layout.secrets(["postgres", *role_names(self.declarations)])
+        users = user_names(self.declarations)
+        secrets = self.layout.secrets(
+            ["postgres", *role_names(self.declarations)], [*USERS, *users]
+        )
         postgres = Postgres(self.layout, self._ports["postgres"], secrets["passwords"]["postgres"])
-        kafka = Kafka(self.layout, self._ports["kafka"], self._ports["kafka_controller"])
-        self._postgres = postgres
+        cluster = Cluster(
+            layout=self.layout,
+            ports=self._ports,
+            passwords=secrets["kafka_passwords"],
+            n_nodes=len(self._kafka_names),
+            certificates=Certificates.of(self.layout) if self._kafka_tls else None,
+        )
+        self._postgres, self._cluster = postgres, cluster
         self._progress("starting PostgreSQL and Kafka")
-        await _all(self._start_postgres(postgres), self._start_kafka(kafka))
-        self._progress("making databases, roles and topics")
+        await _all(self._start_postgres(postgres), self._start_kafka(cluster))
+        self._progress("making databases, topics, users and their rights")
         await _all(
             provision_databases(postgres.dsn(), self.declarations, secrets["passwords"]),
-            provision_topics(kafka.bootstrap) if self.declarations else _nothing(),
+            self._provision_kafka(
+                cluster, {user: secrets["kafka_passwords"][user] for user in users}
+            ),
         )
         self._surroundings = Surroundings(
-            kafka_bootstrap=kafka.bootstrap,
+            declarations=self.declarations,
+            kafka_bootstrap=cluster.bootstrap,
             kafka_prefix="",
+            kafka_ca_file=cluster.administrator.ca_file,
             databases=databases(postgres.dsn(), self.declarations, secrets["passwords"]),
             ports=self._ports,
             secrets=secrets,
             simulation=self.simulation,
             overrides={**os.environ, **self._overrides},
             source=self._source,
+            secrets_folder=self.layout.folder / "secrets",
         )
+        self._surroundings.write_secrets()
+
+    async def _provision_kafka(self, cluster: Cluster, passwords: Mapping[str, str]) -> None:
+        if self.declarations:
+            wanted = rights(self.declarations, simulation=self.simulation)
+            await _all(
+                provision_topics(cluster.administrator),
+                provision_access(cluster.administrator, passwords, wanted),
+            )
 
     async def _start_postgres(self, postgres: Postgres) -> None:
         await postgres.prepare()
         await self._start_process(postgres.specification())
         await self.wait_ready("postgres")
 
-    async def _start_kafka(self, kafka: Kafka) -> None:
-        await kafka.prepare()
-        await self._start_process(kafka.specification())
-        await self.wait_ready("kafka")
+    async def _start_kafka(self, cluster: Cluster) -> None:
+        await cluster.prepare()
+        for node in cluster.nodes():
+            await self._start_process(node.specification())
+        await _all(*(self.wait_ready(name) for name in cluster.names))
 
     async def _start_services(self) -> None:
         migrated = [declared for declared in self.declarations if declared.database]
@@ -289,6 +323,7 @@ class LocalStack:
             "error": self._error,
             "since_s": self._since_s,
             "simulation": self.simulation,
+            "kafka_tls": self._kafka_tls,
             "supervisor": {"pid": own.pid, "started_ticks": own.started_ticks},
             "processes": {
                 name: {
@@ -310,14 +345,24 @@ class LocalStack:
     @property
     def infrastructure(self) -> Infrastructure:
         """Addresses of the servers."""
-        return Infrastructure(
-            kafka_bootstrap=self.kafka_bootstrap, postgres_admin_dsn=self.admin_dsn()
-        )
+        return Infrastructure(kafka=self.kafka, postgres_admin_dsn=self.admin_dsn())
 
     @property
-    def kafka_bootstrap(self) -> str:
-        """Kafka's address."""
-        return f"127.0.0.1:{self._ports['kafka']}"
+    def kafka(self) -> KafkaLogin:
+        """Kafka's administrator: may read and write everything, which no service may."""
+        assert self._cluster is not None, "the stack is not started"
+        return self._cluster.administrator
+
+    def kafka_login(self, user: str) -> KafkaLogin:
+        """Return the login of a service or of staff, with the password of now."""
+        assert self._cluster is not None, "the stack is not started"
+        passwords = read_document(self.layout.secrets_path)["kafka_passwords"]
+        return self._cluster.login(user, passwords[user])
+
+    @property
+    def kafka_names(self) -> list[str]:
+        """Names of Kafka's processes."""
+        return list(self._kafka_names)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -427,10 +472,6 @@ class LocalStack:
             return path.read_text(encoding="utf-8")
         finally:
             path.unlink(missing_ok=True)
-
-
-async def _nothing() -> None:
-    """Stand in where there is nothing to wait for."""
 
 
 async def _all(*coroutines: Coroutine[Any, Any, object]) -> None:

@@ -30,6 +30,7 @@ def build(settings: Settings | None = None) -> Service[Store]:
         invariants=INVARIANTS,
     )
     keys = KeyRing.from_json(settings.view_ticket_keys.get_secret_value())
+    service.on_secret("view_ticket_keys", keys.replace)
     handlers = Handlers(keys, LedgerMetrics(registry))
     service.consume(
         {

@@ -115,6 +115,7 @@ class Consumer:
         self._topic_by_full_name = {settings.kafka_prefix + t.name: t for t in routes}
         self._broker = KafkaBroker(
             settings.kafka_bootstrap,
+            security=settings.kafka.security(),
             client_id=f"{settings.kafka_prefix}{service}-{settings.instance}",
             apply_types=False,
             logger=None,

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
+from urllib.parse import unquote, urlsplit
 
 import asyncpg
 from pogo_core.util import migrate as pogo_migrate
 from pogo_core.util import sql as pogo_sql
 
 from services.chassis import errors
+from services.chassis.secret import Secret
 
 Connection: TypeAlias = "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]"
 """A connection, straight or out of the pool."""
@@ -59,11 +61,12 @@ async def connect(
 
 
 async def create_pool(
-    url: str, *, size_max: int, name: str, transaction_idle_max_s: float
+    url: Secret, *, size_max: int, name: str, transaction_idle_max_s: float
 ) -> asyncpg.Pool[Any]:
     """Open the pool.
 
     Args:
+        url: its password is read anew for each connection, so that it can be rotated.
         transaction_idle_max_s: the server ends a transaction that waits so long for its process: a
             frozen one would keep its locks from whoever took its partitions over.
 
@@ -71,7 +74,8 @@ async def create_pool(
         Transient errors of asyncpg while the server is away.
     """
     pool: asyncpg.Pool[Any] = await asyncpg.create_pool(
-        url,
+        url.read(),
+        password=lambda: unquote(urlsplit(url.read()).password or ""),
         min_size=2,
         max_size=size_max,
         timeout=10,

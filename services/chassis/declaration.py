@@ -15,11 +15,14 @@ class Declaration:
         name: package below `services`, database, role and prefix of its settings.
         database: whether it has one (with migrations beside its code).
         http: whether it serves HTTP besides its admin port.
+        watches_topics: whether it asks how old the records of every topic are, without reading
+            them; in a simulation it may also have them deleted.
     """
 
     name: str
     database: bool
     http: bool
+    watches_topics: bool = False
 
     @property
     def env_prefix(self) -> str:

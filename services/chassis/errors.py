@@ -51,6 +51,8 @@ _TRANSIENT_DATABASE: tuple[type[BaseException], ...] = (
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.IdleSessionTimeoutError,
     asyncpg.ReadOnlySQLTransactionError,
+    # between the two steps of a rotation the server knows another password than the file
+    asyncpg.InvalidPasswordError,
 )
 _DATA_ERRORS: tuple[type[BaseException], ...] = (
     asyncpg.DataError,

@@ -22,6 +22,7 @@ from services.chassis import db, errors, logs, trace
 from services.chassis.clock import Clock
 from services.chassis.ids import IdFactory
 from services.chassis.metrics import ChassisMetrics
+from services.chassis.secret import Secret
 
 RELAY_ROWS_MAX = 2000
 RECORD_BYTES_ADDED = 128
@@ -162,7 +163,7 @@ class Relay:
     """Moves a service's outbox to Kafka; runs as a task of the service."""
 
     def __init__(
-        self, database_url: str, sink: Sink, metrics: ChassisMetrics, clock: Clock
+        self, database_url: Secret, sink: Sink, metrics: ChassisMetrics, clock: Clock
     ) -> None:
         """Take the database, the way to Kafka, metrics and clock; nothing is opened yet."""
         self._url = database_url
@@ -230,7 +231,7 @@ class Relay:
     async def _connected(self) -> asyncpg.Connection[Any]:
         if self._connection is not None and not self._connection.is_closed():
             return self._connection
-        connection = await db.connect(self._url, idle_max_s=_SESSION_IDLE_MAX_S)
+        connection = await db.connect(self._url.read(), idle_max_s=_SESSION_IDLE_MAX_S)
         try:
             await self._take_over(connection)
         except BaseException:

@@ -18,6 +18,7 @@ from schemas import envelope
 from schemas.topics import BY_NAME, MESSAGE_BYTES_MAX, Topic
 from schemas.wire import WireModel
 from services.chassis import errors, logs, trace
+from services.chassis.kafka import KafkaLogin
 from services.chassis.outbox import OutboxRow, fits
 from services.chassis.received import Received, decode
 
@@ -34,9 +35,9 @@ STOP_TIMEOUT_S = 5.0
 class KafkaSink:
     """The process's producer; sends rows by registry name, with the stack's prefix before it."""
 
-    def __init__(self, bootstrap: str, *, prefix: str, client_id: str) -> None:
-        """Take the address; nothing is opened yet."""
-        self._bootstrap = bootstrap
+    def __init__(self, login: KafkaLogin, *, prefix: str, client_id: str) -> None:
+        """Take the login; nothing is opened yet."""
+        self._login = login
         self._prefix = prefix
         self._client_id = client_id
         self._producer: AIOKafkaProducer | None = None
@@ -101,7 +102,7 @@ class KafkaSink:
 
     async def _build(self) -> AIOKafkaProducer:
         producer = AIOKafkaProducer(
-            bootstrap_servers=self._bootstrap,
+            **self._login.options(),
             client_id=self._client_id,
             enable_idempotence=True,
             acks="all",
@@ -220,10 +221,10 @@ class Tail:
     """
 
     def __init__(
-        self, bootstrap: str, *, prefix: str, topics: Sequence[Topic], on_record: OnRecord
+        self, login: KafkaLogin, *, prefix: str, topics: Sequence[Topic], on_record: OnRecord
     ) -> None:
-        """Take the address, the topics and who is told of each good record."""
-        self._bootstrap = bootstrap
+        """Take the login, the topics and who is told of each good record."""
+        self._login = login
         self._prefix = prefix
         self._topics = tuple(topics)
         self._on_record = on_record
@@ -244,7 +245,7 @@ class Tail:
 
     async def _read(self) -> None:
         consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._bootstrap,
+            **self._login.options(),
             group_id=None,
             enable_auto_commit=False,
             auto_offset_reset="latest",

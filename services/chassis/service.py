@@ -29,6 +29,7 @@ from services.chassis.ids import IdFactory, TimeOrderedIds
 from services.chassis.metrics import ChassisMetrics
 from services.chassis.outbox import Outbox, Relay
 from services.chassis.produce import KafkaSink
+from services.chassis.secret import Secret
 from services.chassis.settings import ServiceSettings
 
 S = TypeVar("S")
@@ -38,6 +39,7 @@ EXIT_OK, EXIT_FAILED = 0, 1
 _MAINTENANCE_EVERY_S = 60.0
 _START_BUDGET_S = 60.0
 _DRAIN_TIMEOUT_S = 2.0
+_SECRETS_EVERY_S = 1.0
 
 
 class Service(Generic[S]):
@@ -70,7 +72,7 @@ class Service(Generic[S]):
         self.ids: IdFactory = ids or TimeOrderedIds()
         self.metrics = ChassisMetrics(declaration.name, registry)
         self.sink = KafkaSink(
-            settings.kafka_bootstrap,
+            settings.kafka,
             prefix=settings.kafka_prefix,
             client_id=f"{settings.kafka_prefix}{declaration.name}-{settings.instance}-out",
         )
@@ -91,6 +93,7 @@ class Service(Generic[S]):
         self._before_stop: list[Task] = []
         self._ready_checks: list[Callable[[], str | None]] = []
         self._routes: dict[Topic, Handler] = {}
+        self._on_secret: list[tuple[str, Secret, Callable[[str], None]]] = []
 
     # ------------------------------------------------------------------ what app.py adds
 
@@ -113,6 +116,14 @@ class Service(Generic[S]):
     def before_stop(self, act: Task) -> None:
         """Do this first when the process is asked to stop, while everything else still runs."""
         self._before_stop.append(act)
+
+    def on_secret(self, name: str, act: Callable[[str], None]) -> None:
+        """Do this with a secret setting's new text each time its file was replaced.
+
+        Where `act` raises ValueError the text is refused: what was in force stays, an error is
+        logged and counted.
+        """
+        self._on_secret.append((name, self.settings.secret(name), act))
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[Context[S]]:
@@ -180,7 +191,7 @@ class Service(Generic[S]):
         await self._patiently("kafka", self.sink.start)
         if self._store is not None:
             self._relay = Relay(
-                self.settings.database_url.get_secret_value(), self.sink, self.metrics, self.clock
+                self.settings.secret("database_url"), self.sink, self.metrics, self.clock
             )
             self._spawn("relay", self._relay.run)
             self._spawn("maintenance", self._maintain_for_ever)
@@ -189,6 +200,8 @@ class Service(Generic[S]):
             await self._serve(self._http_app, self.settings.http_host, self.settings.http_port)
         for name, run in self._tasks.items():
             self._spawn(name, run)
+        if self._on_secret:
+            self._spawn("secrets", self._watch_secrets)
         if self._routes:
             self._consumer = Consumer(
                 service=self.declaration.name,
@@ -272,7 +285,7 @@ class Service(Generic[S]):
                     raise
                 if self.clock.monotonic() + delay > deadline:
                     raise errors.Fatal(
-                        f"{what} did not answer in {_START_BUDGET_S:.0f} s"
+                        f"{what} did not answer, or refused our login, for {_START_BUDGET_S:.0f} s"
                     ) from error
                 logs.get().info("waiting", name=what, **logs.describe(error))
                 await asyncio.sleep(delay)
@@ -291,7 +304,7 @@ class Service(Generic[S]):
 
     async def _connect_pool(self) -> None:
         self._pool = await db.create_pool(
-            self.settings.database_url.get_secret_value(),
+            self.settings.secret("database_url"),
             size_max=self.settings.database_pool_max,
             name=f"{self.declaration.name}-{self.settings.instance}",
             transaction_idle_max_s=self.settings.transaction_idle_max_s,
@@ -325,6 +338,26 @@ class Service(Generic[S]):
             if violations:
                 logs.get().error("invariant violated", invariant=name, violations=violations)
         return found
+
+    async def _watch_secrets(self) -> None:
+        """Tell whoever holds a key of its replacement."""
+        seen = {name: secret.version() for name, secret, _ in self._on_secret}
+        while True:
+            await asyncio.sleep(_SECRETS_EVERY_S)
+            for name, secret, act in self._on_secret:
+                version = secret.version()
+                if version in (None, seen[name]):
+                    continue
+                seen[name] = version
+                try:
+                    act(secret.read())
+                except ValueError as error:
+                    outcome = "refused"
+                    logs.get().error("secret refused", name=name, **logs.describe(error))
+                else:
+                    outcome = "taken"
+                    logs.get().info("secret taken", name=name)
+                self.metrics.secret_reloads.labels(name, outcome).inc()
 
     async def weatherproof(self, place: str, run: Task) -> None:
         """Run a task that never ends by itself; after a transient error start it again."""

@@ -26,8 +26,12 @@ def build() -> Service[None]:
     registry = CollectorRegistry()
     service: Service[None] = Service(declaration=DECLARATION, settings=settings, registry=registry)
     metrics = Metrics(registry)
+    cookie_keys = KeyRing.from_json(settings.visit_cookie_keys.get_secret_value())
+    ticket_keys = KeyRing.from_json(settings.view_ticket_keys.get_secret_value())
+    service.on_secret("visit_cookie_keys", cookie_keys.replace)
+    service.on_secret("view_ticket_keys", ticket_keys.replace)
     visits = Visits(
-        KeyRing.from_json(settings.visit_cookie_keys.get_secret_value()),
+        cookie_keys,
         age_max_s=settings.visit_age_max_s,
         clock=service.clock,
     )
@@ -52,7 +56,7 @@ def build() -> Service[None]:
                 ),
                 reads=reads,
                 visits=visits,
-                tickets=KeyRing.from_json(settings.view_ticket_keys.get_secret_value()),
+                tickets=ticket_keys,
                 limits=limits,
                 serve_live=live.serve,
                 metrics=metrics,
@@ -62,7 +66,7 @@ def build() -> Service[None]:
         )
     )
     tail = Tail(
-        settings.kafka_bootstrap,
+        settings.kafka,
         prefix=settings.kafka_prefix,
         topics=TOPICS,
         on_record=live.on_record,

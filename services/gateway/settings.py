@@ -1,13 +1,12 @@
 """What the gateway can be told; the environment's names begin with `GATEWAY_`."""
 
 import ipaddress
-import json
-import re
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
+from schemas.view_ticket import KeyRing
 from services.chassis.settings import ServiceSettings
 
 VISIT_AGE_MAX_S = 6 * 24 * 3600
@@ -16,18 +15,7 @@ IDLE_MAX_S = 1800
 
 
 def _are_keys(value: SecretStr) -> SecretStr:
-    try:
-        keys = json.loads(value.get_secret_value())
-    except ValueError:
-        raise ValueError("must be JSON") from None
-    if not isinstance(keys, dict) or not keys:
-        raise ValueError("must be a JSON object {key id: 64 hex digits}, at least one")
-    for kid, text in keys.items():
-        # a key id stands between two dots of a token
-        if not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", kid):
-            raise ValueError("a key id is 1..32 letters, digits, - or _")
-        if not isinstance(text, str) or not re.fullmatch(r"[0-9a-f]{64,128}", text):
-            raise ValueError("a key is at least 64 hex digits")
+    KeyRing.from_json(value.get_secret_value())
     return value
 
 

@@ -108,7 +108,7 @@ class Tasks:
     async def watch_topics(self) -> None:
         """Measure all topics once."""
         ages = await kafka.measure_ages(
-            self._settings.kafka_bootstrap, self._settings.kafka_prefix, topics.ALL_TOPICS
+            self._settings.kafka, self._settings.kafka_prefix, topics.ALL_TOPICS
         )
         async with self._service.transaction() as ctx:
             await ctx.store.save_ages(ages, ctx.now)

@@ -138,7 +138,7 @@ class Sweeper:
     async def _empty_topics(self, found: Sweep, timeout_s: float) -> None:
         assert self._settings.simulation
         emptied = await kafka.empty(
-            self._settings.kafka_bootstrap,
+            self._settings.kafka,
             self._settings.kafka_prefix,
             kafka.PERSONAL,
             timeout_s=timeout_s,

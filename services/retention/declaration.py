@@ -2,4 +2,4 @@
 
 from services.chassis.declaration import Declaration
 
-DECLARATION = Declaration(name="retention", database=True, http=True)
+DECLARATION = Declaration(name="retention", database=True, http=True, watches_topics=True)

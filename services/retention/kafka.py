@@ -15,13 +15,13 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from schemas.topics import ALL_TOPICS, Topic
 from services.chassis.clock import Clock, sleep
 from services.chassis.errors import Fatal, Transient
+from services.chassis.kafka import KafkaLogin
 from services.retention.store import Age
 
 PERSONAL = tuple(topic for topic in ALL_TOPICS if topic.personal)
 """Dead letters included: they carry what their topic carries."""
 EMPTYING_RETENTION_MS = 1_000
 _REQUEST_TIMEOUT_MS = 10_000
-_FIRST_RECORD_ROUNDS_MAX = 50
 _POLL_S = 0.5
 
 
@@ -33,14 +33,14 @@ class Emptied:
     n_records: int
 
 
-async def measure_ages(bootstrap: str, prefix: str, topics: Sequence[Topic]) -> list[Age]:
+async def measure_ages(login: KafkaLogin, prefix: str, topics: Sequence[Topic]) -> list[Age]:
     """Return the age of the oldest record of each partition, from the broker's own timestamps.
 
     Raises:
         KafkaError: the broker is away.
     """
     by_name = {prefix + topic.name: topic for topic in topics}
-    consumer = _consumer(bootstrap)
+    consumer = _consumer(login)
     await consumer.start()
     try:
         spans = await _spans(consumer, prefix, topics)
@@ -59,7 +59,7 @@ async def measure_ages(bootstrap: str, prefix: str, topics: Sequence[Topic]) -> 
 
 
 async def empty(
-    bootstrap: str, prefix: str, topics: Sequence[Topic], *, timeout_s: float, clock: Clock
+    login: KafkaLogin, prefix: str, topics: Sequence[Topic], *, timeout_s: float, clock: Clock
 ) -> dict[str, Emptied]:
     """Let Kafka delete all that the topics hold, wait for it, and restore their settings.
 
@@ -72,8 +72,8 @@ async def empty(
         Transient: not empty in time; the settings are restored all the same.
         Fatal: the broker refuses the settings.
     """
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=_REQUEST_TIMEOUT_MS)
-    consumer = _consumer(bootstrap)
+    admin = AIOKafkaAdminClient(**login.options(), request_timeout_ms=_REQUEST_TIMEOUT_MS)
+    consumer = _consumer(login)
     await admin.start()
     try:
         await consumer.start()
@@ -99,14 +99,12 @@ def _emptied(held: Mapping[TopicPartition, tuple[int, int]], name: str) -> Empti
     return Emptied(n_partitions=len(sizes), n_records=sum(sizes))
 
 
-def _consumer(bootstrap: str) -> AIOKafkaConsumer:
+def _consumer(login: KafkaLogin) -> AIOKafkaConsumer:
     return AIOKafkaConsumer(
-        bootstrap_servers=bootstrap,
+        **login.options(),
         group_id=None,
         enable_auto_commit=False,
         request_timeout_ms=_REQUEST_TIMEOUT_MS,
-        # one batch is enough: only its first record's timestamp is looked at
-        max_partition_fetch_bytes=1,
     )
 
 
@@ -127,23 +125,18 @@ async def _spans(
 async def _first_timestamps(
     consumer: AIOKafkaConsumer, tps: Sequence[TopicPartition]
 ) -> dict[TopicPartition, datetime]:
-    """Return the broker's instant of each partition's first record; values are not looked at.
+    """Return the broker's instant of each partition's first record.
 
-    A partition that gives nothing within the rounds holds only what compaction has left behind.
+    Asked for by time, so that the right to describe a topic is enough and no record is read.
     """
-    found: dict[TopicPartition, datetime] = {}
     if not tps:
-        return found
-    consumer.assign(list(tps))
-    await consumer.seek_to_beginning(*tps)
-    for _ in range(_FIRST_RECORD_ROUNDS_MAX):
-        left = [tp for tp in tps if tp not in found]
-        if not left:
-            break
-        for tp, records in (await consumer.getmany(*left, timeout_ms=200)).items():
-            found.setdefault(tp, datetime.fromtimestamp(records[0].timestamp / 1000, UTC))
-            consumer.pause(tp)
-    return found
+        return {}
+    found = await consumer.offsets_for_times(dict.fromkeys(tps, 0))
+    return {
+        tp: datetime.fromtimestamp(first.timestamp / 1000, UTC)
+        for tp, first in found.items()
+        if first is not None
+    }
 
 
 async def _set(admin: AIOKafkaAdminClient, configs: Mapping[str, dict[str, str]]) -> None:

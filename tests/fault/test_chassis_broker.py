@@ -15,6 +15,7 @@ from deploy.provision import provision_topics
 from schemas import topics
 from services.chassis import produce
 from services.chassis.errors import is_transient
+from services.chassis.kafka import KafkaLogin
 from services.chassis.outbox import OutboxRow
 from services.chassis.produce import KafkaSink
 
@@ -23,10 +24,8 @@ TOPIC = topics.RETENTION_ORDER
 FILL = b" " * 900
 
 
-async def read(bootstrap: str) -> list[int]:
-    consumer = AIOKafkaConsumer(
-        bootstrap_servers=bootstrap, group_id=None, auto_offset_reset="earliest"
-    )
+async def read(login: KafkaLogin) -> list[int]:
+    consumer = AIOKafkaConsumer(**login.options(), group_id=None, auto_offset_reset="earliest")
     await consumer.start()
     try:
         tp = TopicPartition(TOPIC.name, 0)
@@ -64,8 +63,8 @@ async def test_a_broker_killed_or_frozen_costs_nothing_and_doubles_nothing(tmp_p
     """R 1j: 0 lost, 0 duplicates, order kept, one and the same producer from first to last."""
     monkeypatch.setattr(produce, "REQUEST_TIMEOUT_MS", 2_000)
     async with LocalStack(tmp_path / "stack", services=()) as stack:
-        await provision_topics(stack.kafka_bootstrap, (TOPIC,))
-        sink = KafkaSink(stack.kafka_bootstrap, prefix="", client_id="test")
+        await provision_topics(stack.kafka, (TOPIC,))
+        sink = KafkaSink(stack.kafka, prefix="", client_id="test")
         try:
             await sink.send_rows(rows(range(100)))
             producer = sink._producer
@@ -84,4 +83,4 @@ async def test_a_broker_killed_or_frozen_costs_nothing_and_doubles_nothing(tmp_p
             assert sink._producer is producer
         finally:
             await sink.stop()
-        assert await read(stack.kafka_bootstrap) == list(range(1100))
+        assert await read(stack.kafka) == list(range(1100))

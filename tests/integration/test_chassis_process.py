@@ -126,7 +126,7 @@ async def test_settings_are_printed_and_secrets_are_stars(counting):
     await asyncio.to_thread(process.wait, 20)
     log = counting.log_path.read_text()
     assert '"database_url": "**********"' in log
-    assert counting.world.kafka_bootstrap in log
+    assert counting.world.kafka.bootstrap in log
     password = counting.world.database_url(SERVICE).split("@")[0].rpartition(":")[2]
     assert password not in log
 

@@ -27,7 +27,7 @@ def counting(infra: Infrastructure) -> Iterator[Counting]:
 @pytest.fixture
 async def sink(counting: Counting) -> AsyncIterator[KafkaSink]:
     world = counting.world
-    made = KafkaSink(world.kafka_bootstrap, prefix=world.kafka_prefix, client_id="test")
+    made = KafkaSink(world.kafka, prefix=world.kafka_prefix, client_id="test")
     yield made
     await made.stop()
 

@@ -57,7 +57,7 @@ def decide(visitor_id: UUID, decision: ConsentDecision) -> ConsentV1:
 
 async def states(world: World) -> dict[UUID, list[ConsentStateV1]]:
     """Return every published state, by visitor, in order."""
-    consumer = AIOKafkaConsumer(bootstrap_servers=world.kafka_bootstrap, group_id=None)
+    consumer = AIOKafkaConsumer(**world.kafka.options(), group_id=None)
     await consumer.start()
     found: dict[UUID, list[ConsentStateV1]] = {}
     try:
@@ -102,7 +102,7 @@ async def test_a_kill_and_repeated_events_leave_one_record_and_one_state_each(
         outbox = Outbox("gateway", IDS, NOW)
         for event in script:
             outbox.add(topics.CONSENT, event, time=times[event.decision_id])
-        sink = KafkaSink(world.kafka_bootstrap, prefix=world.kafka_prefix, client_id="test")
+        sink = KafkaSink(world.kafka, prefix=world.kafka_prefix, client_id="test")
         await sink.send_rows(outbox.rows)
         await sink.stop()
 

@@ -17,6 +17,7 @@ import asyncpg
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from deploy.access import DEAD_LETTERS
 from deploy.dead_letters import __main__ as command_line
 from deploy.dead_letters.commands import AT_ONCE_MAX
 from deploy.dead_letters.journal import NAME
@@ -59,7 +60,8 @@ class Person:
     def __init__(self, world: World, folder: Any, capsys: Any) -> None:
         self._common = (
             *("--author", "ann", "--why", WHY, "--folder", str(folder)),
-            *("--bootstrap", world.kafka_bootstrap, "--prefix", world.kafka_prefix),
+            *("--bootstrap", world.kafka.bootstrap, "--prefix", world.kafka_prefix),
+            *("--username", world.kafka_login(DEAD_LETTERS).username),
         )
         self._capsys = capsys
         self.journal_path = folder / NAME
@@ -106,7 +108,8 @@ class Person:
 
 
 @pytest.fixture
-def person(world: World, tmp_path, capsys) -> Person:
+def person(world: World, tmp_path, capsys, monkeypatch) -> Person:
+    monkeypatch.setenv("KAFKA_PASSWORD", world.kafka_login(DEAD_LETTERS).password.read())
     return Person(world, tmp_path / "stack", capsys)
 
 
@@ -130,7 +133,7 @@ def ad_view(visitor_id: Any, ticket: str, kind: AdEventKind) -> AdViewV1:
 
 
 async def send_rows(world: World, *rows: OutboxRow) -> None:
-    sink = KafkaSink(world.kafka_bootstrap, prefix=world.kafka_prefix, client_id="test-poison")
+    sink = KafkaSink(world.kafka, prefix=world.kafka_prefix, client_id="test-poison")
     try:
         await sink.send_rows(rows)
     finally:
@@ -139,7 +142,7 @@ async def send_rows(world: World, *rows: OutboxRow) -> None:
 
 async def records(world: World, topic: Topic) -> list[Any]:
     """Return all records of a topic."""
-    consumer = AIOKafkaConsumer(bootstrap_servers=world.kafka_bootstrap, group_id=None)
+    consumer = AIOKafkaConsumer(**world.kafka.options(), group_id=None)
     await consumer.start()
     try:
         tps = [TopicPartition(world.topic(topic), p) for p in range(topic.partitions)]

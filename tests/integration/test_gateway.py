@@ -116,7 +116,7 @@ def visitor_of(world: World, page: httpx.AsyncClient) -> UUID:
 async def events_of(world: World, topic: Topic, visitor_id: UUID) -> list[Received[Any]]:
     """Return a visitor's events as they stand in Kafka now."""
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=world.kafka_bootstrap, group_id=None, auto_offset_reset="earliest"
+        **world.kafka.options(), group_id=None, auto_offset_reset="earliest"
     )
     await consumer.start()
     try:
@@ -136,7 +136,7 @@ async def events_of(world: World, topic: Topic, visitor_id: UUID) -> list[Receiv
 
 async def publish(world: World, topic: Topic, event: WireModel, source: str) -> None:
     """Write an event as the service would whose event it is."""
-    producer = AIOKafkaProducer(bootstrap_servers=world.kafka_bootstrap, acks="all")
+    producer = AIOKafkaProducer(**world.kafka.options(), acks="all")
     await producer.start()
     try:
         head = envelope.for_event(
@@ -254,7 +254,7 @@ async def test_events_are_pushed_to_the_page(
         for page_socket in (first, second):
             message = json.loads(await asyncio.wait_for(page_socket.recv(), 10))
             assert message == {"type": "balance", "available_ms": 15_000, "reserved_ms": 0}
-        producer = AIOKafkaProducer(bootstrap_servers=world.kafka_bootstrap)
+        producer = AIOKafkaProducer(**world.kafka.options())
         await producer.start()
         await producer.send_and_wait(
             world.topic(topics.CREDIT), b"poison", headers=[("ce_id", b"\xff")]
@@ -321,7 +321,7 @@ async def test_page_that_does_not_read_is_let_go(
         available_ms=1,
         reserved_ms=0,
     )
-    producer = AIOKafkaProducer(bootstrap_servers=world.kafka_bootstrap, linger_ms=5)
+    producer = AIOKafkaProducer(**world.kafka.options(), linger_ms=5)
     await producer.start()
     try:
         deadline_s = time.monotonic() + 40

@@ -32,7 +32,7 @@ NOWHERE = "http://127.0.0.1:9"
 async def _n_requested(stack: LocalStack, call_id: str) -> int:
     """Return how often a call request is in Kafka."""
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=stack.kafka_bootstrap, group_id=None, auto_offset_reset="earliest"
+        **stack.kafka.options(), group_id=None, auto_offset_reset="earliest"
     )
     await consumer.start()
     try:
@@ -76,7 +76,7 @@ async def _until_pushed(stack: LocalStack, page: httpx.AsyncClient, within_s: fl
         reserved_ms=0,
     )
     url = stack.url("gateway").replace("http", "ws") + "/v1/live"
-    sink = KafkaSink(stack.kafka_bootstrap, prefix="", client_id="test")
+    sink = KafkaSink(stack.kafka, prefix="", client_id="test")
     producer = Producer(sink, service="ad_ledger", timeout_s=20)
     async with connect(url, additional_headers={"cookie": f"visit={cookie}"}) as live:
         assert json.loads(await live.recv()) == {"type": "balance", "reason": "ledger_away"}

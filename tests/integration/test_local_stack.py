@@ -14,13 +14,13 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from deploy.errors import ProvisionError
 from deploy.local.errors import StackError
 from deploy.local.identity import ProcessIdentity
 from deploy.local.layout import ROOT, Layout, read_document
 from deploy.local.stack import LocalStack
 from deploy.provision import (
     Infrastructure,
-    ProvisionError,
     drop_databases,
     drop_topics,
     provision_databases,
@@ -38,7 +38,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
 ECHO = Declaration(name="echo", database=True, http=False)
 ECHO_CODE = """
-import asyncio, os, sys
+import asyncio, os, pathlib, sys
 import asyncpg
 
 async def migrate():
@@ -47,10 +47,12 @@ async def migrate():
     await conn.close()
 
 async def serve():
+    assert "ECHO_DATABASE_URL" not in os.environ
+    url = pathlib.Path(os.environ["ECHO_SECRETS_FOLDER"], "echo_database_url")
     assert "ECHO_MIGRATE_DATABASE_URL" not in os.environ
     if os.path.exists(os.environ["ECHO_CRASH_FILE"]):
         sys.exit("echo has lost its voice")
-    conn = await asyncpg.connect(os.environ["ECHO_DATABASE_URL"])
+    conn = await asyncpg.connect(url.read_text())
     await conn.execute("INSERT INTO heard VALUES ('hello')")
     await conn.close()
     async def answer(reader, writer):
@@ -146,7 +148,7 @@ async def test_a_second_start_finds_the_same_ports_and_the_data(
     async with echo_stack() as stack:
         assert all(stack.port(name) == port for name, port in ports.items())
         assert await n_heard(stack) == 2
-        assert await provision_topics(stack.kafka_bootstrap) == []
+        assert await provision_topics(stack.kafka) == []
 
 
 async def test_whatever_is_killed_is_started_again(echo_stack: Callable[[], LocalStack]) -> None:
@@ -271,7 +273,7 @@ async def test_topics_follow_the_registry(infra: Infrastructure) -> None:
     """Made once; a changed setting is brought back; another partition count stops everything."""
     prefix = f"{new_prefix()}-"
     wanted = (topics.AD_VIEW, topics.RETENTION_ORDER)
-    bootstrap = infra.kafka_bootstrap
+    bootstrap = infra.kafka
     assert len(await provision_topics(bootstrap, wanted, prefix)) == 2
     assert await provision_topics(bootstrap, wanted, prefix) == []
     lowered = topics.AD_VIEW.configs() | {"retention.ms": "1000"}

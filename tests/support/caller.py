@@ -130,7 +130,7 @@ class Caller:
 @contextlib.asynccontextmanager
 async def a_caller(world: World) -> AsyncIterator[Caller]:
     """Open a visitor; writes to Kafka as the gateway."""
-    sink = KafkaSink(world.kafka_bootstrap, prefix=world.kafka_prefix, client_id="test-gateway")
+    sink = KafkaSink(world.kafka, prefix=world.kafka_prefix, client_id="test-gateway")
     await sink.start()
     try:
         yield Caller(

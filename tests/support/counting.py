@@ -291,9 +291,7 @@ class Counting:
 
     async def send(self, *rows: OutboxRow, partition: int | None = None) -> None:
         """Send records as they are, in order."""
-        producer = AIOKafkaProducer(
-            bootstrap_servers=self.world.kafka_bootstrap, enable_idempotence=True
-        )
+        producer = AIOKafkaProducer(**self.world.kafka.options(), enable_idempotence=True)
         await producer.start()
         try:
             futures = [
@@ -313,7 +311,7 @@ class Counting:
     async def read(self, topic: Topic) -> list[Any]:
         """Return all records of a topic."""
         consumer = AIOKafkaConsumer(
-            bootstrap_servers=self.world.kafka_bootstrap,
+            **self.world.kafka.options(),
             group_id=None,
             auto_offset_reset="earliest",
         )

@@ -17,7 +17,7 @@ async def send(world: World, service: str, *events: tuple[Topic, WireModel]) -> 
     outbox = Outbox(service, TimeOrderedIds(), SystemClock().now())
     for topic, event in events:
         outbox.add(topic, event)
-    sink = KafkaSink(world.kafka_bootstrap, prefix=world.kafka_prefix, client_id=f"test-{service}")
+    sink = KafkaSink(world.kafka, prefix=world.kafka_prefix, client_id=f"test-{service}")
     try:
         await sink.send_rows(outbox.rows)
     finally:

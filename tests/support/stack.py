@@ -2,8 +2,8 @@
 
 The first worker that needs the servers starts them in a process of their own, which ends, data and
 all, when the run does (it watches the pid of pytest, or of the process that commands xdist's
-workers). `STACK_KAFKA` (host:port) and `STACK_POSTGRES` (an administrator's URL), set together,
-name servers from outside instead.
+workers). `STACK_KAFKA` (an administrator's user:password@host:port) and `STACK_POSTGRES` (an
+administrator's URL), set together, name servers from outside instead.
 """
 
 import asyncio
@@ -17,11 +17,14 @@ import sys
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from deploy.access import provision_access, remove_access, rights, user_names
+from deploy.local.control import kafka_login
 from deploy.local.environment import Surroundings, port_names
-from deploy.local.layout import ROOT, Layout, choose_ports, read_document
+from deploy.local.kafka import ADMINISTRATOR
+from deploy.local.layout import KEY_KINDS, ROOT, Layout, choose_ports, read_document
 from deploy.local.process import log_tail
 from deploy.provision import (
     Infrastructure,
@@ -35,6 +38,8 @@ from deploy.provision import (
 from schemas.topics import ALL_TOPICS, Topic
 from services.chassis import db
 from services.chassis.declaration import Declaration, load, load_all
+from services.chassis.kafka import KafkaLogin
+from services.chassis.secret import Secret
 
 START_TIMEOUT_S = 90.0
 _numbers = itertools.count(1)
@@ -54,7 +59,11 @@ def infrastructure() -> Infrastructure:
     if bool(kafka) != bool(postgres):
         raise RuntimeError("Set both STACK_KAFKA and STACK_POSTGRES, or neither.")
     if kafka and postgres:
-        return Infrastructure(kafka_bootstrap=kafka, postgres_admin_dsn=postgres)
+        user, _, password = kafka.rpartition("@")[0].partition(":")
+        login = KafkaLogin(
+            bootstrap=kafka.rpartition("@")[2], username=user, password=Secret(password)
+        )
+        return Infrastructure(kafka=login, postgres_admin_dsn=postgres)
     layout = Layout(ROOT / "var" / f"tests-{run_pid()}")
     layout.folder.parent.mkdir(exist_ok=True)
     with (layout.folder.parent / "tests.lock").open("w", encoding="ascii") as lock:
@@ -62,9 +71,9 @@ def infrastructure() -> Infrastructure:
         if read_document(layout.state_path).get("phase") != "ready":
             _start_servers(layout)
     ports = read_document(layout.folder / "stack.json")["ports"]
-    password = read_document(layout.folder / "secrets.json")["passwords"]["postgres"]
+    password = read_document(layout.secrets_path)["passwords"]["postgres"]
     return Infrastructure(
-        kafka_bootstrap=f"127.0.0.1:{ports['kafka']}",
+        kafka=kafka_login(layout, ADMINISTRATOR, [ports["kafka"]]),
         postgres_admin_dsn=f"postgresql://postgres:{password}@127.0.0.1:{ports['postgres']}/postgres",
     )
 
@@ -115,12 +124,19 @@ class World:
     databases: Mapping[str, ServiceDatabase]
     environments: Mapping[str, Mapping[str, str]]
     ports: Mapping[str, int]
+    kafka_passwords: Mapping[str, str]
     processes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
     @property
-    def kafka_bootstrap(self) -> str:
-        """Kafka's address."""
-        return self.infrastructure.kafka_bootstrap
+    def kafka(self) -> KafkaLogin:
+        """An administrator's login, for arranging and looking."""
+        return self.infrastructure.kafka
+
+    def kafka_login(self, user: str) -> KafkaLogin:
+        """Return the login of a service, or of staff (`deploy.access.STAFF`), of this world."""
+        name = f"{self.prefix}_{user}"
+        password = Secret(self.kafka_passwords[name])
+        return replace(self.kafka, username=name, password=password)
 
     def topic(self, topic: Topic) -> str:
         """Return a topic's name in this world."""
@@ -184,7 +200,8 @@ class World:
         await drop_databases(
             self.infrastructure.postgres_admin_dsn, self.declarations, f"{self.prefix}_"
         )
-        await drop_topics(self.kafka_bootstrap, self.kafka_prefix)
+        await drop_topics(self.kafka, self.kafka_prefix)
+        await remove_access(self.kafka, self.kafka_passwords)
 
 
 def new_prefix() -> str:
@@ -215,9 +232,19 @@ async def make_world(
     servers = infrastructure()
     declarations = load_all() if services is None else tuple(load(name) for name in services)
     passwords = {role: secrets.token_urlsafe(12) for role in role_names(declarations, f"{prefix}_")}
-    databases, _ = await asyncio.gather(
+    users = user_names(declarations, f"{prefix}_")
+    kafka_passwords = {user: secrets.token_urlsafe(12) for user in users}
+    wanted = rights(
+        declarations,
+        topics=topics,
+        user_prefix=f"{prefix}_",
+        kafka_prefix=f"{prefix}-",
+        simulation=simulation,
+    )
+    databases, *_ = await asyncio.gather(
         provision_databases(servers.postgres_admin_dsn, declarations, passwords, f"{prefix}_"),
-        provision_topics(servers.kafka_bootstrap, topics, f"{prefix}-"),
+        provision_topics(servers.kafka, topics, f"{prefix}-"),
+        provision_access(servers.kafka, kafka_passwords, wanted),
     )
     if migrated:
         for declared in declarations:
@@ -226,11 +253,17 @@ async def make_world(
                 await db.migrate(url, declared.migration_folders)
     ports = choose_ports(port_names(declarations), {}, {}, seed=prefix)
     surroundings = Surroundings(
-        kafka_bootstrap=servers.kafka_bootstrap,
+        declarations=declarations,
+        kafka_bootstrap=servers.kafka.bootstrap,
         kafka_prefix=f"{prefix}-",
+        user_prefix=f"{prefix}_",
+        kafka_ca_file=servers.kafka.ca_file,
         databases=databases,
         ports=ports,
-        secrets={kind: {"k1": secrets.token_hex(32)} for kind in KEY_KINDS},
+        secrets={
+            "kafka_passwords": kafka_passwords,
+            **{kind: {"k1": secrets.token_hex(32)} for kind in KEY_KINDS},
+        },
         simulation=simulation,
         overrides={},
         source=ROOT,
@@ -243,10 +276,8 @@ async def make_world(
         databases=databases,
         environments={declared.name: surroundings.of(declared) for declared in declarations},
         ports=ports,
+        kafka_passwords=kafka_passwords,
     )
-
-
-KEY_KINDS = ("view_ticket_keys", "visit_cookie_keys")
 
 
 def finish(coroutine: Coroutine[Any, Any, T]) -> T:

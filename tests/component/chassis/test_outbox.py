@@ -18,6 +18,7 @@ from services.chassis import db, errors
 from services.chassis.clock import SystemClock
 from services.chassis.metrics import ChassisMetrics
 from services.chassis.outbox import OutboxRow, Relay
+from services.chassis.secret import Secret
 from tests.support.eventually import eventually
 from tests.support.stack import World, finish, make_world, new_prefix
 
@@ -53,7 +54,7 @@ class Collector:
 @contextlib.asynccontextmanager
 async def relaying(world: World, sink: Collector) -> AsyncIterator[tuple[Relay, ChassisMetrics]]:
     metrics = ChassisMetrics(SERVICE, CollectorRegistry())
-    relay = Relay(world.database_url(SERVICE), sink, metrics, SystemClock())
+    relay = Relay(Secret(world.database_url(SERVICE)), sink, metrics, SystemClock())
     task = asyncio.create_task(relay.run())
     try:
         yield relay, metrics
@@ -185,7 +186,7 @@ async def test_age_grows_while_the_broker_is_away(world):
 async def test_a_cursor_from_another_server_is_refused(world):
     """A dump restored elsewhere: transaction ids begin anew, every new row would look sent."""
     metrics = ChassisMetrics(SERVICE, CollectorRegistry())
-    relay = Relay(world.database_url(SERVICE), Collector(), metrics, SystemClock())
+    relay = Relay(Secret(world.database_url(SERVICE)), Collector(), metrics, SystemClock())
     async with connected(world) as a:
         await a.execute("UPDATE outbox_cursor SET txid = '900000000000'")
     with pytest.raises(errors.Fatal, match="came from another server"):

@@ -132,6 +132,8 @@ def test_settings_are_frozen_and_redacted() -> None:
     """Read once; a secret is stars wherever the settings are printed."""
     settings = ServiceSettings(
         kafka_bootstrap="k:9",
+        kafka_username="a",
+        kafka_password=SecretStr("secret-word"),
         admin_port=1,
         database_url=SecretStr("postgresql://a:secret-word@h/d"),
     )

@@ -139,6 +139,8 @@ class Gateway:
         self.settings = Settings.model_validate(
             {
                 "kafka_bootstrap": "nowhere:1",
+                "kafka_username": "gateway",
+                "kafka_password": "secret",
                 "admin_port": 0,
                 "view_ticket_keys": json.dumps(TICKET_KEYS),
                 "visit_cookie_keys": json.dumps(COOKIE_KEYS),
