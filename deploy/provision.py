@@ -133,6 +133,9 @@ async def provision_databases(
     result = databases(admin_dsn, declarations, passwords, prefix)
     conn = await asyncpg.connect(admin_dsn)
     try:
+        for shared in ("postgres", "template1"):
+            # they hold nothing, but whoever may enter may look at the server's catalogue
+            await Statements(conn).run("REVOKE ALL ON DATABASE %I FROM PUBLIC", shared)
         for database in result.values():
             await _provision_cluster_part(conn, database.name, passwords)
     finally:

@@ -114,7 +114,9 @@ class Consumer:
         self.assigned = asyncio.Event()
         self._topic_by_full_name = {settings.kafka_prefix + t.name: t for t in routes}
         self._broker = KafkaBroker(
-            settings.kafka_bootstrap,
+            # FastStream takes a text for one address, commas and all
+            settings.kafka_bootstrap.split(","),
+            consumer_only=True,
             security=settings.kafka.security(),
             client_id=f"{settings.kafka_prefix}{service}-{settings.instance}",
             apply_types=False,
