@@ -64,7 +64,12 @@ def is_free(port: int, *, udp: bool) -> bool:
 
 
 def choose_ports(
-    names: Iterable[str], chosen: Mapping[str, int], remembered: Mapping[str, int], *, seed: str
+    names: Iterable[str],
+    chosen: Mapping[str, int],
+    remembered: Mapping[str, int],
+    *,
+    seed: str,
+    taken: Iterable[int] = (),
 ) -> dict[str, int]:
     """Return a port per name: the chosen one, the one of last time, or a free one.
 
@@ -74,6 +79,7 @@ def choose_ports(
         names: what needs a port.
         chosen: ports from settings; these are never replaced.
         remembered: ports of last time.
+        taken: ports that are somebody's, whether or not he listens just now.
         seed: where to begin: stacks that start at once do not race for the same ports.
 
     Raises:
@@ -88,8 +94,8 @@ def choose_ports(
             _check_chosen(name, port, udp=udp)
         else:
             port = remembered.get(name)
-            taken = {*result.values(), *chosen.values()}
-            while port is None or port in taken or not is_free(port, udp=udp):
+            given = {*result.values(), *chosen.values(), *taken}
+            while port is None or port in given or not is_free(port, udp=udp):
                 port = candidate
                 candidate = candidate + 1 if candidate < PORT_MAX else PORT_MIN
         result[name] = port

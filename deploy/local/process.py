@@ -140,6 +140,7 @@ class ManagedProcess:
     _process: asyncio.subprocess.Process | None = None
     _watch: asyncio.Task[None] | None = None
     _stop_asked: asyncio.Event = field(default_factory=asyncio.Event)
+    _was_killed: bool = False
 
     @property
     def name(self) -> str:
@@ -180,6 +181,7 @@ class ManagedProcess:
         """
         if self.identity is None or not self.identity.send(number):
             raise StackError(f"{self.name} does not run.")
+        self._was_killed = number not in (signal.SIGSTOP, signal.SIGCONT)
 
     async def _spawn(self) -> None:
         specification = self.specification
@@ -207,8 +209,10 @@ class ManagedProcess:
             if self._stop_asked.is_set():
                 self.changed()
                 return
-            if time.monotonic() - started_s >= HEALTHY_AFTER_S:
+            if time.monotonic() - started_s >= HEALTHY_AFTER_S or self._was_killed:
+                # it did not fail: we ended it
                 self.n_failures = 0
+            self._was_killed = False
             self.n_failures += 1
             self.changed()
             delay_s = min(BACKOFF_MIN_S * 2 ** (self.n_failures - 1), BACKOFF_MAX_S)

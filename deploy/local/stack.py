@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +27,7 @@ from deploy.local.environment import Surroundings, chosen_ports, port_names
 from deploy.local.errors import StackError
 from deploy.local.identity import ProcessIdentity
 from deploy.local.kafka import USERS, Cluster, node_names
-from deploy.local.layout import ROOT, Layout, read_document, write_private
+from deploy.local.layout import ROOT, Layout, choose_ports, read_document, write_private
 from deploy.local.postgres import Postgres
 from deploy.local.probes import is_service_ready
 from deploy.local.process import (
@@ -284,6 +285,37 @@ class LocalStack:
     async def _start_service(self, declared: Declaration) -> None:
         assert self._surroundings is not None
         await self._start_process(self._service(declared, self._surroundings.of(declared)))
+
+    async def add_instance(self, name: str, instance: str) -> str:
+        """Run one more process of a service, beside the first; ready when this returns.
+
+        Args:
+            instance: its own name in the group, e.g. `1`.
+
+        Returns:
+            The process's name: `<service>-<instance>`.
+        """
+        assert self._surroundings is not None, "the stack is not started"
+        declared = next(found for found in self.declarations if found.name == name)
+        process = f"{name}-{instance}"
+        own = {"ADMIN_PORT": "admin", "HTTP_PORT": "http", "SIP_PORT": "sip"}
+        names = [f"{process}_{kind}" for kind in own.values()]
+        free = choose_ports(names, {}, {}, seed=process, taken=set(self._ports.values()))
+        self._ports |= free
+        settings = {key: str(free[f"{process}_{kind}"]) for key, kind in own.items()}
+        environment = self._surroundings.of(declared) | {
+            f"{declared.env_prefix}{key}": value
+            for key, value in {**settings, "INSTANCE": instance}.items()
+        }
+        specification = replace(
+            self._service(declared, environment),
+            name=process,
+            probe=partial(is_service_ready, free[f"{process}_admin"]),
+            port=free[f"{process}_admin"],
+        )
+        await self._start_process(specification)
+        await self.wait_ready(process)
+        return process
 
     async def _start_process(self, specification: ProcessSpecification) -> None:
         process = ManagedProcess(

@@ -225,7 +225,8 @@ class Line:
         default_hz = TONE_OF_CALLED_HZ if self.call.was_offered else TONE_OF_CALLER_HZ
         tone_hz = self.phone.tone_hz or default_hz
         self._speech = Speech(self._wire.host, tone_hz, self._wire.loop)
-        self._wire.ticker.add(self._speech)
+        if not self.phone.is_silent:
+            self._wire.ticker.add(self._speech)
 
     def _hear(self, remote: Remote) -> None:
         """Send where the other side asks for it, or nowhere (hold)."""

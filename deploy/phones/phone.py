@@ -57,6 +57,7 @@ class Phone:
 
     Attributes:
         tone_hz: what it says; None = 440 Hz called back (A), 880 Hz as the destination (B).
+        is_silent: it neither speaks nor listens, which many telephones at once cannot afford.
         hang_up_after_s: from the acknowledgement of its answer; None = never by itself.
     """
 
@@ -67,6 +68,7 @@ class Phone:
     answer_after_s: float = 1.0
     hang_up_after_s: float | None = None
     mode: Mode = Mode.ANSWER
+    is_silent: bool = False
     calls: list[PhoneCall] = field(default_factory=list)
     exchange: "PhoneExchange | None" = field(default=None, repr=False)
 

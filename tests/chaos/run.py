@@ -1,0 +1,199 @@
+"""One fault run from the first process to the verdict."""
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploy.local.kafka import node_names
+from deploy.local.layout import write_private
+from deploy.local.stack import LocalStack
+from deploy.phones import Phone, PhoneExchange
+from services.chassis.declaration import SERVICES
+from tests.chaos import verdict
+from tests.chaos.adversary import Adversary
+from tests.chaos.faults import carry_out
+from tests.chaos.people import Crowd
+from tests.chaos.plan import Fault, Plan, make_plan
+
+DOUBLED = ("ad_ledger", "call_control")
+"""Services that run as two processes, so that partitions really change hands."""
+PROCESSES = (*SERVICES, *(f"{name}-1" for name in DOUBLED))
+SHORT_SEED = 20261122
+SETTLE_S = 120.0
+PATIENCE_S = 240.0
+"""After the last fault visitors may go on for so long before they give up."""
+RINGS_S = 0.3
+TALK_S = 4.0
+DATABASES = ("ad_ledger", "call_control", "consent", "retention")
+
+
+def new_plan(
+    *, seed: int, n_visitors: int, at_once: int, n_faults: int, gap_s: float, kafka_nodes: int
+) -> Plan:
+    """Return the plan of a seed for the processes of this platform."""
+    return make_plan(
+        seed=seed,
+        n_visitors=n_visitors,
+        at_once=at_once,
+        n_faults=n_faults,
+        gap_s=gap_s,
+        kafka_nodes=kafka_nodes,
+        services=PROCESSES,
+        brokers=node_names(kafka_nodes),
+    )
+
+
+def short_plan(seed: int = SHORT_SEED) -> Plan:
+    """Return the plan of the run that belongs to every `make test`."""
+    return new_plan(seed=seed, n_visitors=12, at_once=12, n_faults=9, gap_s=3.5, kafka_nodes=3)
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What came of a run.
+
+    Attributes:
+        wrong: everything that does not hold; empty = the platform has stood the run.
+        figures: counts; no personal data.
+    """
+
+    plan: Plan
+    wrong: list[str]
+    figures: dict[str, Any]
+
+    @property
+    def holds(self) -> bool:
+        """The verdict."""
+        return not self.wrong
+
+    def document(self) -> dict[str, Any]:
+        """Return the report."""
+        return {
+            "name": "chaos",
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.python_version()}",
+            "plan": dataclasses.asdict(self.plan),
+            "figures": self.figures,
+            "wrong": self.wrong,
+            "verdict": "holds" if self.holds else "fails",
+        }
+
+    def write(self, path: Path) -> None:
+        """Write the report."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_private(path, self.document())
+
+
+def read_plan(path: Path) -> tuple[Plan, str]:
+    """Return the plan and the verdict of an earlier run's report."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    fields = document["plan"] | {"faults": tuple(Fault(**f) for f in document["plan"]["faults"])}
+    return Plan(**fields), document["verdict"]
+
+
+@contextlib.asynccontextmanager
+async def stage(
+    folder: Path, plan: Plan, *, unfenced: bool
+) -> AsyncIterator[tuple[LocalStack, PhoneExchange]]:
+    """Start the platform, two processes of some services, and all telephones."""
+    stack = LocalStack(
+        folder,
+        kafka_nodes=plan.kafka_nodes,
+        package="tests.chaos.unfenced" if unfenced else "services",
+        overrides={
+            "GATEWAY_TRUSTED_PROXIES": "127.0.0.0/8",
+            **{
+                f"{name.upper()}_{setting}": value
+                for name in DATABASES
+                for setting, value in (
+                    ("SESSION_TIMEOUT_MS", "6000"),
+                    # asked for by the run itself, at the end
+                    ("INVARIANT_INTERVAL_S", "60"),
+                )
+            },
+        },
+    )
+    async with stack:
+        exchange = PhoneExchange(
+            "127.0.0.1",
+            stack.port("trunk"),
+            new_phone=lambda number: Phone(
+                number=number,
+                is_silent=True,
+                answer_after_s=RINGS_S,
+                # some talk until they are cut off
+                hang_up_after_s=None if number.endswith("7") else TALK_S,
+            ),
+        )
+        await exchange.start()
+        try:
+            for name in DOUBLED:
+                await stack.add_instance(name, "1")
+            yield stack, exchange
+        finally:
+            await exchange.stop()
+
+
+async def run(
+    folder: Path, plan: Plan, say: Callable[[str], None], *, unfenced: bool = False
+) -> Outcome:
+    """Carry a plan out and judge what is left.
+
+    Args:
+        folder: the stack's; kept, so that a failure can be looked into.
+        unfenced: without the safeguards: the negative control.
+
+    Raises:
+        StackError: the stack does not start, or a process does not come back.
+    """
+    started_s = time.monotonic()
+    async with stage(folder, plan, unfenced=unfenced) as (stack, exchange):
+        say(f"seed {plan.seed}: {plan.n_visitors} visitors, {plan.n_faults} faults")
+        dsns = {name: stack.admin_dsn(name) for name in DATABASES}
+        crowd = Crowd(origin=stack.url("gateway"), seed=plan.seed, at_once=plan.at_once)
+        adversary = Adversary(login=stack.kafka, prefix="", seed=plan.seed)
+        doubling = asyncio.create_task(adversary.run())
+        visiting = asyncio.create_task(crowd.run(plan.n_visitors))
+        n_hits = await carry_out(plan, stack, say)
+        for name in stack.names:
+            await stack.wait_ready(name, within_s=90)
+        say("all faults are over; visitors finish")
+        await asyncio.wait({visiting}, timeout=PATIENCE_S)
+        crowd.over.set()
+        await visiting
+        doubling.cancel()
+        await asyncio.gather(doubling, return_exceptions=True)
+        left = await verdict.settled(dsns, stack.kafka, "", SETTLE_S)
+        wrong = [f"{name} after {SETTLE_S:.0f} s: {n}" for name, n in left.items()]
+        wrong += await verdict.judge(dsns, crowd.told)
+        if n_up := exchange.n_active:
+            wrong.append(f"{n_up} telephones are still in a call (C3)")
+        gave_up = sum(told.gave_up for told in crowd.told)
+        if gave_up:
+            wrong.append(f"{gave_up} visitors gave up: {sorted(set(crowd.refusals))}")
+        figures = await verdict.figures(dsns) | {
+            "faults_that_hit": n_hits,
+            "doubles": adversary.n_doubled,
+            "sent_again": sum(told.n_again for told in crowd.told),
+            "calls_told": sum(len(told.call_ids) for told in crowd.told),
+            "restarts": sum(stack.n_restarts(name) for name in stack.names),
+            "seconds": round(time.monotonic() - started_s),
+        }
+    return Outcome(plan=plan, wrong=wrong, figures=figures)
+
+
+def lines(outcome: Outcome) -> Sequence[str]:
+    """Return what is printed at the end."""
+    figures = ", ".join(f"{name} {value}" for name, value in outcome.figures.items())
+    return [
+        figures,
+        *(f"WRONG: {what}" for what in outcome.wrong),
+        f"seed {outcome.plan.seed}: {'everything holds' if outcome.holds else 'FAILED'}",
+    ]

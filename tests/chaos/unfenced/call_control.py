@@ -1,0 +1,5 @@
+"""call_control, unfenced."""
+
+from tests.chaos.unfenced import main
+
+main("call_control")

@@ -1,0 +1,5 @@
+"""consent, unfenced."""
+
+from tests.chaos.unfenced import main
+
+main("consent")

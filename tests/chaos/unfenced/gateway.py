@@ -1,0 +1,5 @@
+"""gateway, unfenced."""
+
+from tests.chaos.unfenced import main
+
+main("gateway")

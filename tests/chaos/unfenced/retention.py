@@ -1,0 +1,5 @@
+"""retention, unfenced."""
+
+from tests.chaos.unfenced import main
+
+main("retention")
