@@ -78,6 +78,20 @@ class _Item:
     reason: str | None
 
 
+def _broker(service: str, settings: ServiceSettings) -> KafkaBroker:
+    """Return FastStream's broker: it reads only, as the service itself."""
+    return KafkaBroker(
+        # FastStream takes a text for one address, commas and all
+        settings.kafka_bootstrap.split(","),
+        consumer_only=True,
+        security=settings.kafka.security(),
+        client_id=f"{settings.kafka_prefix}{service}-{settings.instance}",
+        apply_types=False,
+        logger=None,
+        graceful_timeout=settings.stop_timeout_s,
+    )
+
+
 class Consumer:
     """One FastStream subscriber and consumer group per service, for all its topics."""
 
@@ -113,16 +127,7 @@ class Consumer:
         self._dead = False
         self.assigned = asyncio.Event()
         self._topic_by_full_name = {settings.kafka_prefix + t.name: t for t in routes}
-        self._broker = KafkaBroker(
-            # FastStream takes a text for one address, commas and all
-            settings.kafka_bootstrap.split(","),
-            consumer_only=True,
-            security=settings.kafka.security(),
-            client_id=f"{settings.kafka_prefix}{service}-{settings.instance}",
-            apply_types=False,
-            logger=None,
-            graceful_timeout=settings.stop_timeout_s,
-        )
+        self._broker = _broker(service, settings)
         self._subscriber = self._broker.subscriber(
             *self._topic_by_full_name,
             group_id=f"{settings.kafka_prefix}{service}",
