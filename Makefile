@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Everything they need is brought into this folder.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap demo test check export lock bench chaos up down status logs clean
+.PHONY: help bootstrap demo test check export lock bench recovery chaos up down status logs clean
 
 # the first interpreter that runs and is of a version the project supports
 PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
@@ -55,6 +55,9 @@ export: bootstrap ## write JSON Schema and AsyncAPI anew
 
 bench: bootstrap ## measure the ad-view path beside COPY and a naive consumer; no verdict
 	@$(RUN) -m benchmarks.ad_view
+
+recovery: bootstrap ## measure how long the path stands still after kills and restarts; no verdict
+	@$(RUN) -m benchmarks.recovery
 
 chaos: bootstrap ## 2,000 visitors and FAULTS=200 faults, SEED=… to choose; report in var/chaos (REPLAY=<report>)
 	@$(RUN) -m tests.chaos --faults $(FAULTS) $(if $(SEED),--seed $(SEED)) $(if $(REPLAY),--replay $(REPLAY))

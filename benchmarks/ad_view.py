@@ -17,8 +17,6 @@ Method: in each round, interleaved so that all meet the same machine,
 import argparse
 import asyncio
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Sequence
@@ -43,6 +41,7 @@ from services.chassis.outbox import Outbox
 from services.chassis.produce import KafkaSink, Producer
 from services.chassis.received import decode
 from tests.support.bench import new_visitor_id
+from tests.support.machine import machine
 from tests.support.stack import World, make_world, new_prefix
 
 AD_MS = 16_000
@@ -231,7 +230,7 @@ async def run(n_events: int, n_naive: int, n_rounds: int) -> dict[str, Any]:
     }
     return {
         "name": "ad_view",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.python_version()}",
+        "machine": machine(),
         "figures": [summary(n, "events/s", [r[n] for r in rounds]) for n in names],
         "ratios": [
             {k: v for k, v in summary(n, "", values).items() if k != "unit"}

@@ -4,8 +4,6 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-import os
-import platform
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from tests.chaos.adversary import Adversary
 from tests.chaos.faults import carry_out
 from tests.chaos.people import Crowd
 from tests.chaos.plan import Fault, Plan, make_plan
+from tests.support.machine import machine
 
 DOUBLED = ("ad_ledger", "call_control")
 """Services that run as two processes, so that partitions really change hands."""
@@ -78,7 +77,7 @@ class Outcome:
         """Return the report."""
         return {
             "name": "chaos",
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.python_version()}",
+            "machine": machine(),
             "plan": dataclasses.asdict(self.plan),
             "figures": self.figures,
             "wrong": self.wrong,
