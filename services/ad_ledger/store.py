@@ -24,6 +24,7 @@ from services.ad_ledger.domain import (
     platform_deltas,
 )
 from services.chassis import db, errors
+from services.chassis.invariants import over_all_days
 from services.privacy.invariants import D1_NO_DAY_PARTITION_TOO_OLD
 
 _TARIFFS = """
@@ -188,13 +189,28 @@ WHERE r.state = 'held' AND (s.lot_day < $1 OR r.reservation_day < $1)
 ORDER BY r.reservation_day, r.reservation_id
 """
 
-INVARIANTS: dict[str, str] = {
+# Cheap whatever is kept: asked over all rows, each round.
+EVERY_ROUND: dict[str, str] = {
     # D1: a failure means that a day outlived its rule; did its order arrive?
     "d1_no_day_partition_too_old": D1_NO_DAY_PARTITION_TOO_OLD,
+    # L5: a failure means a lease that nobody ended; is the expiry task running?
+    "l5_no_reservation_outlives_its_lease": """
+        SELECT count(*) FROM reservation
+        WHERE state = 'held' AND lease_until < now() - interval '60 seconds'""",
+}
+# Asked of a window of days, from $1 to $2 (services/chassis/invariants.py).
+DAY_INVARIANTS: dict[str, str] = {
     # L1: a failure means that credit appeared or vanished; stop granting and compare postings.
+    # Every movement stays within its lot's day, so each day sums to zero by itself.
     "l1_sum_of_all_accounts_is_zero": """
-        SELECT (coalesce((SELECT sum(balance_ms) FROM platform_account), 0)
-              + coalesce((SELECT sum(available_ms + reserved_ms) FROM lot), 0) <> 0)::int""",
+        SELECT count(*) FROM (
+            SELECT day FROM (
+                SELECT account_day AS day, balance_ms FROM platform_account
+                WHERE account_day BETWEEN $1 AND $2
+                UNION ALL
+                SELECT lot_day, available_ms + reserved_ms FROM lot
+                WHERE lot_day BETWEEN $1 AND $2) a
+            GROUP BY day HAVING sum(balance_ms) <> 0) unbalanced""",
     # L1: a failure means that a lot's columns are not the sum of its postings.
     "l1_lots_are_their_postings": """
         SELECT count(*) FROM (
@@ -204,22 +220,23 @@ INVARIANTS: dict[str, str] = {
                          WHEN debit_account = 'available' THEN -amount_ms ELSE 0 END) AS available,
                 sum(CASE WHEN credit_account = 'reserved' THEN amount_ms
                          WHEN debit_account = 'reserved' THEN -amount_ms ELSE 0 END) AS reserved
-            FROM posting GROUP BY lot_day, ticket_id) p
-        FULL JOIN lot l USING (lot_day, ticket_id)
+            FROM posting WHERE lot_day BETWEEN $1 AND $2 GROUP BY lot_day, ticket_id) p
+        FULL JOIN (SELECT * FROM lot WHERE lot_day BETWEEN $1 AND $2) l USING (lot_day, ticket_id)
         WHERE (p.granted, p.available, p.reserved)
               IS DISTINCT FROM (l.granted_ms, l.available_ms, l.reserved_ms)""",
-    # L2: the table's CHECK makes this impossible; it is asked all the same.
+    # L2: the table's CHECK makes this impossible; it is asked all the same. No lot below zero, so
+    # no sum of a visitor's lots.
     "l2_no_visitor_below_zero": """
-        SELECT count(*) FROM (SELECT 1 FROM lot GROUP BY visitor_id
-            HAVING sum(available_ms) < 0 OR sum(reserved_ms) < 0
-                OR min(least(available_ms, reserved_ms)) < 0) v""",
+        SELECT count(*) FROM lot
+        WHERE lot_day BETWEEN $1 AND $2 AND least(available_ms, reserved_ms) < 0""",
     # L3: a failure means that an event was credited twice.
     "l3_each_event_credits_once": """
-        SELECT count(*) FROM (SELECT 1 FROM posting WHERE operation = 'grant'
+        SELECT count(*) FROM (SELECT 1 FROM posting
+            WHERE operation = 'grant' AND lot_day BETWEEN $1 AND $2
             GROUP BY lot_day, ticket_id, kind HAVING count(*) > 1) p""",
     # L4: the table's CHECK makes this impossible; it is asked all the same.
     "l4_granted_is_the_sum_of_its_parts": """
-        SELECT count(*) FROM lot WHERE granted_ms
+        SELECT count(*) FROM lot WHERE lot_day BETWEEN $1 AND $2 AND granted_ms
             <> available_ms + reserved_ms + spent_ms + expired_ms + clawed_back_ms""",
     # L5: a failure means a reservation whose shares did not end as it did, or ended twice.
     "l5_reservations_end_once": """
@@ -233,21 +250,20 @@ INVARIANTS: dict[str, str] = {
               FROM reservation_share s LEFT JOIN posting p
                 ON (p.lot_day, p.ticket_id, p.reservation_id)
                  = (s.lot_day, s.ticket_id, s.reservation_id)
+              WHERE s.reservation_day BETWEEN $1 AND $2
               GROUP BY s.reservation_day, s.reservation_id) x
             USING (reservation_day, reservation_id)
         WHERE x.is_complete AND (x.reserved <> r.reserved_ms OR x.spent <> r.spent_ms
             OR x.spent + x.released <> CASE WHEN r.state = 'held' THEN 0 ELSE r.reserved_ms END)""",
-    # L5: a failure means a lease that nobody ended; is the expiry task running?
-    "l5_no_reservation_outlives_its_lease": """
-        SELECT count(*) FROM reservation
-        WHERE state = 'held' AND lease_until < now() - interval '60 seconds'""",
     # L6: a failure means credit whose ad event cannot be shown.
     "l6_credit_traces_to_its_ad_event": """
-        SELECT count(*) FROM posting p LEFT JOIN ad_view v
+        SELECT count(*) FROM (SELECT * FROM posting WHERE lot_day BETWEEN $1 AND $2) p
+        LEFT JOIN (SELECT * FROM ad_view WHERE view_day BETWEEN $1 AND $2) v
             ON (v.view_day, v.ticket_id, v.kind) = (p.lot_day, p.ticket_id, p.kind)
         WHERE p.operation = 'grant' AND (v.ticket_id IS NULL OR v.credit_ms <> p.amount_ms
             OR v.tariff_version <> p.tariff_version)""",
 }
+INVARIANTS: dict[str, str] = EVERY_ROUND | over_all_days(DAY_INVARIANTS)
 
 
 class Store:
