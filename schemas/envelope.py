@@ -6,25 +6,28 @@ raise on a header that is null or not UTF-8 (such a header is poison, not a cras
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import NamedTuple
 from uuid import UUID
 
 from schemas.topics import TYPE_PREFIX, Topic
+from schemas.wire import read_uuid
 
 CONTENT_TYPE = "application/json"
 SPEC_VERSION = "1.0"
+_OTHER_NAMES = frozenset({"content-type", "traceparent"})
 _TRACEPARENT = re.compile(r"^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$")
 
 Headers = list[tuple[str, bytes]]
+_SPEC_VERSION_HEADER = ("ce_specversion", SPEC_VERSION.encode())
+_CONTENT_TYPE_HEADER = ("content-type", CONTENT_TYPE.encode())
 
 
 class EnvelopeError(ValueError):
     """The record is not a CloudEvent of ours; the message is a closed word, never the content."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Envelope:
+class Envelope(NamedTuple):
     """The CloudEvents attributes that we use, and the W3C trace context."""
 
     id: UUID
@@ -37,13 +40,13 @@ class Envelope:
     def headers(self) -> Headers:
         """Return the record's headers; nothing in them is personal."""
         headers = [
-            ("ce_specversion", SPEC_VERSION.encode()),
+            _SPEC_VERSION_HEADER,
             ("ce_id", str(self.id).encode()),
             ("ce_type", self.type.encode()),
             ("ce_source", self.source.encode()),
             ("ce_time", self.time.astimezone(UTC).isoformat().encode()),
             ("ce_subject", self.subject.encode()),
-            ("content-type", CONTENT_TYPE.encode()),
+            _CONTENT_TYPE_HEADER,
         ]
         if self.traceparent is not None:
             headers.append(("traceparent", self.traceparent.encode()))
@@ -85,18 +88,19 @@ def read(topic: Topic, raw: Iterable[tuple[str, bytes | None]]) -> Envelope:
     Raises:
         EnvelopeError: with a closed word saying what is wrong.
     """
-    found: dict[str, str] = {}
-    for name, value in raw:
-        if name.startswith("ce_") or name in ("content-type", "traceparent"):
-            if value is None:
-                raise EnvelopeError("header_null")
-            try:
-                found[name] = value.decode()
-            except UnicodeDecodeError:
-                raise EnvelopeError("header_not_utf8") from None
+    try:
+        found = {
+            name: value.decode()  # type: ignore[union-attr]  # a null has its own word, below
+            for name, value in raw
+            if name.startswith("ce_") or name in _OTHER_NAMES
+        }
+    except AttributeError:
+        raise EnvelopeError("header_null") from None
+    except UnicodeDecodeError:
+        raise EnvelopeError("header_not_utf8") from None
     _check(topic, found)
     try:
-        event_id = UUID(found["ce_id"])
+        event_id = read_uuid(found["ce_id"])
         time = datetime.fromisoformat(found["ce_time"])
     except (KeyError, ValueError):
         raise EnvelopeError("ce_id_or_time_invalid") from None
@@ -104,22 +108,22 @@ def read(topic: Topic, raw: Iterable[tuple[str, bytes | None]]) -> Envelope:
         raise EnvelopeError("ce_id_or_time_invalid")
     traceparent = found.get("traceparent")
     return Envelope(
-        id=event_id,
-        type=found["ce_type"],
-        source=found.get("ce_source", ""),
-        time=time.astimezone(UTC),
-        subject=found.get("ce_subject", ""),
+        event_id,
+        found["ce_type"],
+        found.get("ce_source", ""),
+        time.astimezone(UTC),
+        found.get("ce_subject", ""),
         # a broken trace context costs the trace, never the event
-        traceparent=traceparent if traceparent and is_traceparent(traceparent) else None,
+        traceparent if traceparent and is_traceparent(traceparent) else None,
     )
 
 
 def _check(topic: Topic, found: dict[str, str]) -> None:
     if found.get("ce_specversion") != SPEC_VERSION:
         raise EnvelopeError("specversion_unknown")
-    if not found.get("ce_type", "").startswith(f"{TYPE_PREFIX}."):
-        raise EnvelopeError("type_foreign")
-    if found["ce_type"] != topic.type:
-        raise EnvelopeError("type_unexpected")
+    event_type = found.get("ce_type", "")
+    if event_type != topic.type:
+        is_ours = event_type.startswith(f"{TYPE_PREFIX}.")
+        raise EnvelopeError("type_unexpected" if is_ours else "type_foreign")
     if not found.get("content-type", CONTENT_TYPE).startswith(CONTENT_TYPE):
         raise EnvelopeError("content_type_unknown")

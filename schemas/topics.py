@@ -9,6 +9,10 @@ every copy: topic (72 h) and dead letter (72 h) together stay under 7 x 24 h (R-
 
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
+from uuid import UUID
+
+from pydantic_core import to_json
 
 from schemas import ad_view, call, consent, credit, retention
 from schemas.retention import DataKind
@@ -51,7 +55,7 @@ class Topic:
     version: int = 1
     is_dead_letter: bool = field(default=False)
 
-    @property
+    @cached_property
     def type(self) -> str:
         """`ce_type` of its events."""
         return f"{TYPE_PREFIX}.{self.name}.v{self.version}"
@@ -86,6 +90,12 @@ class Topic:
     def key_of(self, event: WireModel) -> str:
         """Return the record key of an event: the text of its key field."""
         return str(getattr(event, self.key))
+
+    def key_bytes_of(self, event: WireModel) -> bytes:
+        """Return the record key of an event as it stands on Kafka."""
+        value = getattr(event, self.key)
+        # the same text as `str(uuid)` in a third of the time: every record of the busiest path
+        return to_json(value)[1:-1] if isinstance(value, UUID) else str(value).encode()
 
     def configs(self) -> dict[str, str]:
         """Return the topic's settings at the broker, by Kafka's names."""

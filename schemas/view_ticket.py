@@ -6,7 +6,6 @@ event against 70 (architecture.md). Key ids rotate; all known keys verify, the f
 """
 
 import base64
-import hashlib
 import hmac
 import json
 import re
@@ -14,6 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
+
+from schemas.wire import read_uuid
 
 TICKET_LIFE_S = 3600
 
@@ -132,8 +133,8 @@ def read(keys: KeyRing, text: str) -> ViewTicket:
     try:
         claims = json.loads(payload)
         return ViewTicket(
-            ticket_id=UUID(claims["tid"]),
-            visitor_id=UUID(claims["vid"]),
+            ticket_id=read_uuid(claims["tid"]),
+            visitor_id=read_uuid(claims["vid"]),
             ad_id=str(claims["ad"]),
             duration_ms=int(claims["dur"]),
             issued_at=_from_ms(claims["iat"]),
@@ -145,7 +146,7 @@ def read(keys: KeyRing, text: str) -> ViewTicket:
 
 
 def _mac(key: bytes, payload: bytes) -> bytes:
-    return hmac.new(key, payload, hashlib.sha256).digest()
+    return hmac.digest(key, payload, "sha256")
 
 
 def _to_text(raw: bytes) -> str:

@@ -10,11 +10,25 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    TypeAdapter,
     WithJsonSchema,
 )
 
 UUID_VERSION = 7
 """Of all server-issued ids."""
+
+
+_UUID = TypeAdapter(UUID)
+
+
+def read_uuid(text: str) -> UUID:
+    """Return `UUID(text)`, in a fraction of its time: each record of the busiest path has one.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found: UUID = _UUID.validate_strings(text)
+    return found
 
 
 class WireModel(BaseModel):

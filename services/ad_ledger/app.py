@@ -10,7 +10,7 @@ from services.ad_ledger.handlers import SWEEP_MAX, Handlers
 from services.ad_ledger.http import build_http
 from services.ad_ledger.metrics import LedgerMetrics
 from services.ad_ledger.settings import Settings
-from services.ad_ledger.store import INVARIANTS, Store
+from services.ad_ledger.store import DAY_INVARIANTS, EVERY_ROUND, Store
 from services.chassis.clock import sleep
 from services.chassis.db import DayTable
 from services.chassis.service import Service
@@ -27,7 +27,8 @@ def build(settings: Settings | None = None) -> Service[Store]:
         registry=registry,
         store=Store,
         day_tables=[DayTable(table.name) for table in TABLES],
-        invariants=INVARIANTS,
+        invariants=EVERY_ROUND,
+        day_invariants=DAY_INVARIANTS,
     )
     keys = KeyRing.from_json(settings.view_ticket_keys.get_secret_value())
     service.on_secret("view_ticket_keys", keys.replace)

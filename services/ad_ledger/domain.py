@@ -11,6 +11,7 @@ to another; a lot's columns are nothing but the sum of its postings (L1, L4).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from enum import StrEnum
@@ -58,6 +59,7 @@ QUARTERS: Mapping[Kind, int] = {
     Kind.COMPLETE: 4,
 }
 """How many quarters of the video have been watched."""
+_NOTHING_SEEN: frozenset[Kind] = frozenset()
 
 
 class Account(StrEnum):
@@ -132,8 +134,7 @@ class Ticket:
         return LotKey(self.issued_at.astimezone(UTC).date(), self.ticket_id)
 
 
-@dataclass(frozen=True, kw_only=True)
-class AdEvent:
+class AdEvent(NamedTuple):
     """One step of a view; `at` is the gateway's instant, `position_ms` the browser's claim."""
 
     visitor_id: UUID
@@ -165,6 +166,11 @@ class Tariff:
     daily_cap_ms: int
     tolerance_ms: int
     rules: Mapping[Kind, TariffRule]
+
+    @cached_property
+    def tolerance(self) -> timedelta:
+        """The tolerance as a length of time."""
+        return timedelta(milliseconds=self.tolerance_ms)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,18 +205,22 @@ class Posting:
         assert self.amount_ms > 0, "a posting moves something"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recorded:
-    """The event counts as consumption; `credit_ms` may be 0 (by tariff, or capped)."""
+class Recorded(NamedTuple):
+    """The event counts as consumption.
+
+    Attributes:
+        credit_ms: may be 0 (by tariff, or capped).
+        watched_until: how far the visitor's watching time is used with this event.
+    """
 
     event: AdEvent
     credit_ms: int
     tariff_version: str
     capped: bool
+    watched_until: datetime
 
 
-@dataclass(frozen=True, kw_only=True)
-class Duplicate:
+class Duplicate(NamedTuple):
     """The natural key (ticket, kind) was there already (L3)."""
 
     event: AdEvent
@@ -239,24 +249,20 @@ class Watch:
 class ViewState:
     """All that a batch of ad events is judged by; owned and moved on by the fold over a batch.
 
+    Lots are not part of it: a grant only adds to its lot, so nobody has to read one.
+
     Attributes:
         seen: kinds recorded so far, by ticket.
         watches: by visitor.
-        lots: by ticket.
     """
 
     seen: dict[LotKey, set[Kind]]
     watches: dict[UUID, Watch]
-    lots: dict[LotKey, Lot]
 
-    def watch(self, event: AdEvent) -> Watch:
+    def watch(self, ticket: Ticket) -> Watch:
         """Return the visitor's watch; one who never watched has used no time."""
-        watch = self.watches.get(event.visitor_id)
-        return watch or Watch(watched_until=event.ticket.issued_at, credited_ms={})
-
-    def kinds(self, key: LotKey) -> set[Kind]:
-        """Return what was recorded of a ticket."""
-        return self.seen.get(key, set())
+        watch = self.watches.get(ticket.visitor_id)
+        return watch or Watch(watched_until=ticket.issued_at, credited_ms={})
 
 
 # --------------------------------------------------------------------------- ad events
@@ -264,31 +270,37 @@ class ViewState:
 
 def tariff_at(tariffs: Sequence[Tariff], at: datetime) -> Tariff | None:
     """Return the tariff in force at an instant."""
-    started = [t for t in tariffs if t.valid_from <= at]
-    return max(started, key=lambda t: t.valid_from, default=None)
+    found: Tariff | None = None
+    for tariff in tariffs:
+        if tariff.valid_from <= at and (found is None or tariff.valid_from > found.valid_from):
+            found = tariff
+    return found
 
 
 def decide_view(
     state: ViewState, event: AdEvent, tariffs: Sequence[Tariff]
 ) -> Recorded | Duplicate | Refused:
     """Judge one ad event: duplicate, refused, or recorded with what it earns (R-A2, R-A3, L3)."""
-    if event.kind in state.kinds(event.ticket.key):
-        return Duplicate(event=event)
+    ticket = event.ticket
+    seen = state.seen.get(ticket.key, _NOTHING_SEEN)
+    if event.kind in seen:
+        return Duplicate(event)
     tariff = tariff_at(tariffs, event.at)
     if tariff is None:
         return Refused(reason=RefusalReason.NO_TARIFF)
-    reason = _refusal(state, event, tariff)
+    reason = _refusal(event, seen, tariff)
     if reason is not None:
         return Refused(reason=reason)
-    earned = earned_ms(tariff, event.kind, event.ticket.duration_ms)
-    so_far_ms = state.watch(event).credited_ms.get(event.ticket.key.day, 0)
-    left = max(0, tariff.daily_cap_ms - so_far_ms)
-    return Recorded(
-        event=event,
-        credit_ms=min(earned, left),
-        tariff_version=tariff.version,
-        capped=earned > left,
-    )
+    watch = state.watch(ticket)
+    watched_until = watch.watched_until
+    if event.kind in QUARTERS:
+        watched_until = _watched_after(watch, event)
+        reason = _speed_refusal(event, watched_until, tariff)
+        if reason is not None:
+            return Refused(reason=reason)
+    earned = earned_ms(tariff, event.kind, ticket.duration_ms)
+    left = max(0, tariff.daily_cap_ms - watch.credited_ms.get(ticket.key.day, 0))
+    return Recorded(event, min(earned, left), tariff.version, earned > left, watched_until)
 
 
 def earned_ms(tariff: Tariff, kind: Kind, duration_ms: int) -> int:
@@ -299,76 +311,79 @@ def earned_ms(tariff: Tariff, kind: Kind, duration_ms: int) -> int:
     return duration_ms * rule.credit_permille // 1000 + rule.credit_flat_ms
 
 
-def apply_view(state: ViewState, decision: Recorded) -> tuple[Posting, ...]:
-    """Move the state past a recorded event; return its postings (one grant, or none)."""
-    event, key = decision.event, decision.event.ticket.key
-    watch = state.watch(event)
-    watch.watched_until = _watched_after(state, event)
-    watch.credited_ms[key.day] = watch.credited_ms.get(key.day, 0) + decision.credit_ms
-    state.watches[event.visitor_id] = watch
-    state.seen.setdefault(key, set()).add(event.kind)
+def apply_view(state: ViewState, decision: Recorded) -> None:
+    """Move the state past a recorded event."""
+    event, ticket = decision.event, decision.event.ticket
+    watch = state.watches[ticket.visitor_id] = state.watch(ticket)
+    watch.watched_until = decision.watched_until
+    day = ticket.key.day
+    watch.credited_ms[day] = watch.credited_ms.get(day, 0) + decision.credit_ms
+    state.seen.setdefault(ticket.key, set()).add(event.kind)
+
+
+def grant(decision: Recorded) -> Posting | None:
+    """Return the posting of what an event earns; None where that is nothing (L6)."""
     if decision.credit_ms == 0:
-        return ()
-    posting = Posting(
-        lot=key,
-        visitor_id=event.visitor_id,
+        return None
+    return Posting(
+        lot=decision.event.ticket.key,
+        visitor_id=decision.event.visitor_id,
         operation=Operation.GRANT,
         amount_ms=decision.credit_ms,
-        at=event.at,
-        kind=event.kind,
+        at=decision.event.at,
+        kind=decision.event.kind,
         tariff_version=decision.tariff_version,
     )
-    state.lots[key] = post(state.lots.get(key) or new_lot(key, event.visitor_id), posting)
-    return (posting,)
 
 
 def new_lot(key: LotKey, visitor_id: UUID) -> Lot:
-    """Return an empty lot; its life is counted from the start of its day."""
-    start = datetime.combine(key.day, time(), UTC)
-    return Lot(key=key, visitor_id=visitor_id, expires_at=start + timedelta(days=LOT_LIFE_DAYS))
+    """Return an empty lot."""
+    return Lot(key=key, visitor_id=visitor_id, expires_at=lot_expiry(key.day))
 
 
-def _refusal(state: ViewState, event: AdEvent, tariff: Tariff) -> RefusalReason | None:
-    ticket, tolerance = event.ticket, timedelta(milliseconds=tariff.tolerance_ms)
+def lot_expiry(day: date) -> datetime:
+    """Return when a lot of a day ends; its life is counted from the start of the day."""
+    return datetime.combine(day, time(), UTC) + timedelta(days=LOT_LIFE_DAYS)
+
+
+def _refusal(event: AdEvent, seen: AbstractSet[Kind], tariff: Tariff) -> RefusalReason | None:
+    ticket = event.ticket
     if ticket.visitor_id != event.visitor_id:
         return RefusalReason.TICKET_OF_OTHER_VISITOR
     if event.at > ticket.expires_at:
         return RefusalReason.TICKET_EXPIRED
-    if event.at < ticket.issued_at - tolerance:
+    if event.at < ticket.issued_at - tariff.tolerance:
         return RefusalReason.TICKET_NOT_YET_ISSUED
     before = PREDECESSOR.get(event.kind)
-    if before is not None and before not in state.kinds(ticket.key):
+    if before is not None and before not in seen:
         return RefusalReason.OUT_OF_ORDER
-    return _speed_refusal(state, event, tariff)
+    return None
 
 
-def _speed_refusal(state: ViewState, event: AdEvent, tariff: Tariff) -> RefusalReason | None:
-    if event.kind not in QUARTERS:
-        return None
-    tolerance = timedelta(milliseconds=tariff.tolerance_ms)
-    position_ms = _position_ms(event)
-    if event.at + tolerance < event.ticket.issued_at + timedelta(milliseconds=position_ms):
+def _speed_refusal(event: AdEvent, watched_until: datetime, tariff: Tariff) -> RefusalReason | None:
+    position_ms = _position_ms(event.ticket, QUARTERS[event.kind])
+    clock = event.at + tariff.tolerance
+    if clock < event.ticket.issued_at + timedelta(milliseconds=position_ms):
         return RefusalReason.TOO_FAST
     if event.position_ms + tariff.tolerance_ms < position_ms:
         return RefusalReason.POSITION_MISMATCH
-    if _watched_after(state, event) > event.at + tolerance:
+    if watched_until > clock:
         return RefusalReason.PARALLEL_VIEW
     return None
 
 
-def _position_ms(event: AdEvent) -> int:
-    return event.ticket.duration_ms * QUARTERS[event.kind] // 4
+def _position_ms(ticket: Ticket, quarters: int) -> int:
+    return ticket.duration_ms * quarters // 4
 
 
-def _watched_after(state: ViewState, event: AdEvent) -> datetime:
-    """Return how far the visitor's watching time is used once this event counts."""
-    until = state.watch(event).watched_until
-    if event.kind not in QUARTERS:
-        return until
-    seen = state.kinds(event.ticket.key)
-    quarters_before = max((QUARTERS[kind] for kind in seen if kind in QUARTERS), default=0)
-    length_ms = _position_ms(event) - event.ticket.duration_ms * quarters_before // 4
-    return max(until, event.ticket.issued_at) + timedelta(milliseconds=length_ms)
+def _watched_after(watch: Watch, event: AdEvent) -> datetime:
+    """Return how far the visitor's watching time is used once this event counts.
+
+    An event in order comes right after its predecessor, so it stands for one quarter of the video.
+    """
+    ticket, quarters = event.ticket, QUARTERS[event.kind]
+    length_ms = _position_ms(ticket, quarters) - _position_ms(ticket, quarters - 1)
+    return max(watch.watched_until, ticket.issued_at) + timedelta(milliseconds=length_ms)
 
 
 # --------------------------------------------------------------------------- accounts

@@ -1,11 +1,13 @@
 """Per topic: load, decide, save, enqueue. No rule lives here; no SQL either."""
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 from uuid import UUID
 
 from schemas import topics, view_ticket
-from schemas.ad_view import AdViewV1
+from schemas.ad_view import AdEventKind, AdViewV1
 from schemas.call import CallEndV1, CallStartV1
 from schemas.credit import (
     CreditChange,
@@ -33,6 +35,7 @@ from services.chassis.received import Received
 from services.privacy.declare import Table
 
 SWEEP_MAX = 500
+_KINDS = {kind: Kind(kind.value) for kind in AdEventKind}
 _TICKET_REASONS = {
     "malformed": RefusalReason.TICKET_MALFORMED,
     "signature_invalid": RefusalReason.TICKET_SIGNATURE_INVALID,
@@ -64,29 +67,30 @@ class Handlers:
         events = [(r, event) for r in batch if (event := self._read(ctx, r, tickets))]
         if not events:
             return
+        good = [ticket for ticket in tickets.values() if isinstance(ticket, domain.Ticket)]
         state = await ctx.store.load_views(
-            {event.ticket.key for _, event in events}, {event.visitor_id for _, event in events}
+            {ticket.key for ticket in good}, {ticket.visitor_id for ticket in good}
         )
         tariffs = await ctx.store.tariffs()
         recorded: list[Recorded] = []
         addresses: list[str] = []
-        postings: list[domain.Posting] = []
+        outcomes: Counter[str] = Counter()
         for received, event in events:
             decision = domain.decide_view(state, event, tariffs)
             if isinstance(decision, Recorded):
-                postings.extend(domain.apply_view(state, decision))
+                domain.apply_view(state, decision)
                 recorded.append(decision)
                 addresses.append(received.event.address)
-            ctx.count(topics.AD_VIEW, _outcome(decision))
+            outcomes[_outcome(decision)] += 1
+        for outcome, n in outcomes.items():
+            ctx.count(topics.AD_VIEW, outcome, n)
         if not recorded:
             return
-        await ctx.store.save_views(recorded, addresses)
-        await ctx.store.save_watches(
-            state, {(r.event.ticket.key.day, r.event.visitor_id) for r in recorded}
-        )
-        await ctx.store.save_credit(state.lots.values(), postings)
-        causes = {event.visitor_id: received for received, event in events}
-        await self._tell_balances(ctx, postings, causes)
+        earned_ms = await ctx.store.save_views(recorded, addresses, state)
+        changes = _Changes()
+        for visitor_id, amount_ms in earned_ms.items():
+            changes.add(visitor_id, Operation.GRANT, amount_ms)
+        await self._tell_balances(ctx, changes, {event.visitor_id: r for r, event in events})
 
     def _read(
         self,
@@ -102,12 +106,9 @@ class Handlers:
         if isinstance(ticket, RefusalReason):
             ctx.count(topics.AD_VIEW, f"refused_{ticket}")
             return None
+        event = received.event
         return AdEvent(
-            visitor_id=received.event.visitor_id,
-            ticket=ticket,
-            kind=Kind(received.event.kind.value),
-            position_ms=received.event.position_ms,
-            at=received.time,
+            event.visitor_id, ticket, _KINDS[event.kind], event.position_ms, received.time
         )
 
     def _verify(self, text: str) -> domain.Ticket | RefusalReason:
@@ -157,7 +158,7 @@ class Handlers:
             ctx.count(topics.CREDIT_REQUEST, "granted")
         await ctx.store.add_reservations(list(added.values()))
         await ctx.store.save_credit([lot for by in lots.values() for lot in by.values()], postings)
-        await self._tell_balances(ctx, postings, {r.event.visitor_id: r for r in batch})
+        await self._tell_postings(ctx, postings, {r.event.visitor_id: r for r in batch})
         await self._release(ctx, [r for r in releases if r.event.reservation_id not in known])
 
     async def _release(
@@ -214,7 +215,7 @@ class Handlers:
         await ctx.store.end_reservations(ended)
         await ctx.store.save_credit(lots.values(), postings)
         causes = {r.event.visitor_id: r for _, _, r in ends}
-        await self._tell_balances(ctx, postings, causes)
+        await self._tell_postings(ctx, postings, causes)
 
     # ------------------------------------------------------------------ what time ends
 
@@ -245,37 +246,38 @@ class Handlers:
         _post_all(lots, postings)
         await ctx.store.end_reservations([m.reservation for m in moved])
         await ctx.store.save_credit(lots.values(), postings)
-        await self._tell_balances(ctx, postings, {})
+        await self._tell_postings(ctx, postings, {})
 
     async def _expire_lots(self, ctx: Context[Store], expired: Sequence[Lot]) -> None:
         lots = {lot.key: lot for lot in expired}
         postings = [domain.expire(lot, ctx.now) for lot in expired]
         _post_all(lots, postings)
         await ctx.store.save_credit(lots.values(), postings)
-        await self._tell_balances(ctx, postings, {})
+        await self._tell_postings(ctx, postings, {})
 
     # ------------------------------------------------------------------ telling
 
-    async def _tell_balances(
+    async def _tell_postings(
         self,
         ctx: Context[Store],
-        postings: Sequence[domain.Posting],
-        causes: dict[UUID, Received[AdViewV1]]
-        | dict[UUID, Received[CreditRequestV1]]
-        | dict[UUID, Received[CallEndV1] | Received[CreditRequestV1]],
+        postings: Iterable[domain.Posting],
+        causes: Mapping[UUID, Received[Any]],
+    ) -> None:
+        changes = _Changes()
+        for posting in postings:
+            changes.add(
+                posting.visitor_id, posting.operation, posting.amount_ms, posting.reservation_id
+            )
+        await self._tell_balances(ctx, changes, causes)
+
+    async def _tell_balances(
+        self, ctx: Context[Store], changes: "_Changes", causes: Mapping[UUID, Received[Any]]
     ) -> None:
         """One `credit` event per visitor and operation of the batch, with the balance after it."""
-        amounts: dict[tuple[UUID, Operation], int] = {}
-        reservation_ids: dict[tuple[UUID, Operation], UUID | None] = {}
-        for posting in postings:
-            key = (posting.visitor_id, posting.operation)
-            amounts[key] = amounts.get(key, 0) + posting.amount_ms
-            reservation_ids[key] = posting.reservation_id
-            self._metrics.moved.labels(posting.operation.value).inc(posting.amount_ms / 1000)
-        if not amounts:
+        if not changes.amounts:
             return
-        balances = await ctx.store.balances(visitor for visitor, _ in amounts)
-        for (visitor, operation), amount_ms in amounts.items():
+        balances = await ctx.store.balances(visitor for visitor, _ in changes.amounts)
+        for (visitor, operation), amount_ms in changes.amounts.items():
             available_ms, reserved_ms = balances[visitor]
             event = CreditV1(
                 visitor_id=visitor,
@@ -283,9 +285,39 @@ class Handlers:
                 amount_ms=amount_ms,
                 available_ms=available_ms,
                 reserved_ms=reserved_ms,
-                reservation_id=reservation_ids[visitor, operation],
+                reservation_id=changes.reservation_ids[visitor, operation],
             )
             ctx.outbox.add(topics.CREDIT, event, cause=causes.get(visitor))
+        for operation, moved_ms in changes.by_operation().items():
+            self._metrics.moved.labels(operation.value).inc(moved_ms / 1000)
+
+
+class _Changes:
+    """What a batch moved, per visitor and operation, in the order of the first of each."""
+
+    def __init__(self) -> None:
+        self.amounts: dict[tuple[UUID, Operation], int] = {}
+        self.reservation_ids: dict[tuple[UUID, Operation], UUID | None] = {}
+
+    def add(
+        self,
+        visitor_id: UUID,
+        operation: Operation,
+        amount_ms: int,
+        reservation_id: UUID | None = None,
+    ) -> None:
+        """Add one movement; one of nothing is none."""
+        if amount_ms:
+            key = (visitor_id, operation)
+            self.amounts[key] = self.amounts.get(key, 0) + amount_ms
+            self.reservation_ids[key] = reservation_id
+
+    def by_operation(self) -> "Counter[Operation]":
+        """Return milliseconds by operation."""
+        sums: Counter[Operation] = Counter()
+        for (_, operation), amount_ms in self.amounts.items():
+            sums[operation] += amount_ms
+        return sums
 
 
 def _outcome(decision: Recorded | Duplicate | domain.Refused) -> str:

@@ -20,9 +20,11 @@ from services.ad_ledger.domain import (
     ViewState,
     Watch,
     day_of,
+    lot_expiry,
     platform_deltas,
 )
 from services.chassis import db, errors
+from services.chassis.invariants import over_all_days
 from services.privacy.invariants import D1_NO_DAY_PARTITION_TOO_OLD
 
 _TARIFFS = """
@@ -50,24 +52,59 @@ _LOTS_OF_VISITORS = """
 SELECT * FROM lot WHERE visitor_id = ANY($1::uuid[]) AND available_ms > 0
 ORDER BY lot_day, ticket_id FOR UPDATE
 """
+# All that a batch of views writes, in one round trip. `view` has a row per recorded event, `ticket`
+# one per ticket and `watch` one per visitor and day; an event names its ticket by its place in the
+# ticket's arrays ($1-$3). What an event earns is the same row seen as a posting (L6), so a grant is
+# spelled out here once more: `domain.grant` and `domain.post` say the same, and a test holds both
+# together. Tickets and watches come in key order, so that two processes do not deadlock.
 _SAVE_VIEWS = """
-INSERT INTO ad_view (view_day, ticket_id, kind, visitor_id, viewed_at, position_ms, credit_ms,
-                     tariff_version, is_capped)
-SELECT * FROM unnest($1::date[], $2::uuid[], $3::text[], $4::uuid[], $5::timestamptz[], $6::int[],
-                     $7::int[], $8::text[], $9::bool[])
-ON CONFLICT DO NOTHING
-"""
-_SAVE_ADDRESSES = """
-INSERT INTO ad_view_address (address_day, ticket_id, address)
-SELECT day, ticket_id, address::inet
-FROM unnest($1::date[], $2::uuid[], $3::text[]) AS given(day, ticket_id, address)
-ON CONFLICT DO NOTHING
-"""
-_SAVE_WATCHES = """
-INSERT INTO visitor_watch (watch_day, visitor_id, watched_until, credited_ms)
-SELECT * FROM unnest($1::date[], $2::uuid[], $3::timestamptz[], $4::bigint[])
-ON CONFLICT (watch_day, visitor_id) DO UPDATE
-SET watched_until = excluded.watched_until, credited_ms = excluded.credited_ms
+WITH view AS MATERIALIZED (
+    SELECT ($1::date[])[v.ticket] AS day, ($2::uuid[])[v.ticket] AS ticket_id,
+           ($3::uuid[])[v.ticket] AS visitor_id, v.*
+    FROM unnest($7::text::int[], $8::text::text[], $9::timestamptz[], $10::text::int[],
+                $11::text::int[], $12::text[], $13::text::bool[])
+        AS v(ticket, kind, at, position_ms, credit_ms, tariff_version, is_capped)
+), ticket AS MATERIALIZED (
+    SELECT * FROM unnest($1::date[], $2::uuid[], $3::uuid[], $4::timestamptz[], $5::text[],
+                         $6::bigint[])
+        AS t(day, ticket_id, visitor_id, expires_at, address, credit_ms)
+), saved_views AS (
+    INSERT INTO ad_view (view_day, ticket_id, kind, visitor_id, viewed_at, position_ms, credit_ms,
+                         tariff_version, is_capped)
+    SELECT day, ticket_id, kind, visitor_id, at, position_ms, credit_ms, tariff_version, is_capped
+    FROM view
+    ON CONFLICT DO NOTHING
+    RETURNING 1
+), saved_addresses AS (
+    INSERT INTO ad_view_address (address_day, ticket_id, address)
+    SELECT day, ticket_id, address::inet FROM ticket
+    ON CONFLICT DO NOTHING
+), saved_watches AS (
+    INSERT INTO visitor_watch (watch_day, visitor_id, watched_until, credited_ms)
+    SELECT * FROM unnest($14::date[], $15::uuid[], $16::timestamptz[], $17::bigint[])
+    ON CONFLICT (watch_day, visitor_id) DO UPDATE
+    SET watched_until = excluded.watched_until, credited_ms = excluded.credited_ms
+), saved_lots AS (
+    INSERT INTO lot AS l (lot_day, ticket_id, visitor_id, expires_at, granted_ms, available_ms,
+                          reserved_ms, spent_ms, expired_ms, clawed_back_ms)
+    SELECT day, ticket_id, visitor_id, expires_at, credit_ms, credit_ms, 0, 0, 0, 0
+    FROM ticket WHERE credit_ms > 0
+    ON CONFLICT (lot_day, ticket_id) DO UPDATE SET
+        granted_ms = l.granted_ms + excluded.granted_ms,
+        available_ms = l.available_ms + excluded.available_ms
+), saved_postings AS (
+    INSERT INTO posting (lot_day, ticket_id, visitor_id, operation, debit_account, credit_account,
+                         amount_ms, posted_at, kind, tariff_version)
+    SELECT day, ticket_id, visitor_id, 'grant', 'issued', 'available', credit_ms, at, kind,
+           tariff_version
+    FROM view WHERE credit_ms > 0
+), saved_platform AS (
+    INSERT INTO platform_account AS p (account_day, account, balance_ms)
+    SELECT day, 'issued', -sum(credit_ms) FROM ticket WHERE credit_ms > 0
+    GROUP BY day ORDER BY day
+    ON CONFLICT (account_day, account) DO UPDATE SET balance_ms = p.balance_ms + excluded.balance_ms
+)
+SELECT count(*) FROM saved_views
 """
 _SAVE_LOTS = """
 INSERT INTO lot (lot_day, ticket_id, visitor_id, expires_at, granted_ms, available_ms, reserved_ms,
@@ -152,13 +189,28 @@ WHERE r.state = 'held' AND (s.lot_day < $1 OR r.reservation_day < $1)
 ORDER BY r.reservation_day, r.reservation_id
 """
 
-INVARIANTS: dict[str, str] = {
+# Cheap whatever is kept: asked over all rows, each round.
+EVERY_ROUND: dict[str, str] = {
     # D1: a failure means that a day outlived its rule; did its order arrive?
     "d1_no_day_partition_too_old": D1_NO_DAY_PARTITION_TOO_OLD,
+    # L5: a failure means a lease that nobody ended; is the expiry task running?
+    "l5_no_reservation_outlives_its_lease": """
+        SELECT count(*) FROM reservation
+        WHERE state = 'held' AND lease_until < now() - interval '60 seconds'""",
+}
+# Asked of a window of days, from $1 to $2 (services/chassis/invariants.py).
+DAY_INVARIANTS: dict[str, str] = {
     # L1: a failure means that credit appeared or vanished; stop granting and compare postings.
+    # Every movement stays within its lot's day, so each day sums to zero by itself.
     "l1_sum_of_all_accounts_is_zero": """
-        SELECT (coalesce((SELECT sum(balance_ms) FROM platform_account), 0)
-              + coalesce((SELECT sum(available_ms + reserved_ms) FROM lot), 0) <> 0)::int""",
+        SELECT count(*) FROM (
+            SELECT day FROM (
+                SELECT account_day AS day, balance_ms FROM platform_account
+                WHERE account_day BETWEEN $1 AND $2
+                UNION ALL
+                SELECT lot_day, available_ms + reserved_ms FROM lot
+                WHERE lot_day BETWEEN $1 AND $2) a
+            GROUP BY day HAVING sum(balance_ms) <> 0) unbalanced""",
     # L1: a failure means that a lot's columns are not the sum of its postings.
     "l1_lots_are_their_postings": """
         SELECT count(*) FROM (
@@ -168,22 +220,23 @@ INVARIANTS: dict[str, str] = {
                          WHEN debit_account = 'available' THEN -amount_ms ELSE 0 END) AS available,
                 sum(CASE WHEN credit_account = 'reserved' THEN amount_ms
                          WHEN debit_account = 'reserved' THEN -amount_ms ELSE 0 END) AS reserved
-            FROM posting GROUP BY lot_day, ticket_id) p
-        FULL JOIN lot l USING (lot_day, ticket_id)
+            FROM posting WHERE lot_day BETWEEN $1 AND $2 GROUP BY lot_day, ticket_id) p
+        FULL JOIN (SELECT * FROM lot WHERE lot_day BETWEEN $1 AND $2) l USING (lot_day, ticket_id)
         WHERE (p.granted, p.available, p.reserved)
               IS DISTINCT FROM (l.granted_ms, l.available_ms, l.reserved_ms)""",
-    # L2: the table's CHECK makes this impossible; it is asked all the same.
+    # L2: the table's CHECK makes this impossible; it is asked all the same. No lot below zero, so
+    # no sum of a visitor's lots.
     "l2_no_visitor_below_zero": """
-        SELECT count(*) FROM (SELECT 1 FROM lot GROUP BY visitor_id
-            HAVING sum(available_ms) < 0 OR sum(reserved_ms) < 0
-                OR min(least(available_ms, reserved_ms)) < 0) v""",
+        SELECT count(*) FROM lot
+        WHERE lot_day BETWEEN $1 AND $2 AND least(available_ms, reserved_ms) < 0""",
     # L3: a failure means that an event was credited twice.
     "l3_each_event_credits_once": """
-        SELECT count(*) FROM (SELECT 1 FROM posting WHERE operation = 'grant'
+        SELECT count(*) FROM (SELECT 1 FROM posting
+            WHERE operation = 'grant' AND lot_day BETWEEN $1 AND $2
             GROUP BY lot_day, ticket_id, kind HAVING count(*) > 1) p""",
     # L4: the table's CHECK makes this impossible; it is asked all the same.
     "l4_granted_is_the_sum_of_its_parts": """
-        SELECT count(*) FROM lot WHERE granted_ms
+        SELECT count(*) FROM lot WHERE lot_day BETWEEN $1 AND $2 AND granted_ms
             <> available_ms + reserved_ms + spent_ms + expired_ms + clawed_back_ms""",
     # L5: a failure means a reservation whose shares did not end as it did, or ended twice.
     "l5_reservations_end_once": """
@@ -197,21 +250,20 @@ INVARIANTS: dict[str, str] = {
               FROM reservation_share s LEFT JOIN posting p
                 ON (p.lot_day, p.ticket_id, p.reservation_id)
                  = (s.lot_day, s.ticket_id, s.reservation_id)
+              WHERE s.reservation_day BETWEEN $1 AND $2
               GROUP BY s.reservation_day, s.reservation_id) x
             USING (reservation_day, reservation_id)
         WHERE x.is_complete AND (x.reserved <> r.reserved_ms OR x.spent <> r.spent_ms
             OR x.spent + x.released <> CASE WHEN r.state = 'held' THEN 0 ELSE r.reserved_ms END)""",
-    # L5: a failure means a lease that nobody ended; is the expiry task running?
-    "l5_no_reservation_outlives_its_lease": """
-        SELECT count(*) FROM reservation
-        WHERE state = 'held' AND lease_until < now() - interval '60 seconds'""",
     # L6: a failure means credit whose ad event cannot be shown.
     "l6_credit_traces_to_its_ad_event": """
-        SELECT count(*) FROM posting p LEFT JOIN ad_view v
+        SELECT count(*) FROM (SELECT * FROM posting WHERE lot_day BETWEEN $1 AND $2) p
+        LEFT JOIN (SELECT * FROM ad_view WHERE view_day BETWEEN $1 AND $2) v
             ON (v.view_day, v.ticket_id, v.kind) = (p.lot_day, p.ticket_id, p.kind)
         WHERE p.operation = 'grant' AND (v.ticket_id IS NULL OR v.credit_ms <> p.amount_ms
             OR v.tariff_version <> p.tariff_version)""",
 }
+INVARIANTS: dict[str, str] = EVERY_ROUND | over_all_days(DAY_INVARIANTS)
 
 
 class Store:
@@ -245,51 +297,68 @@ class Store:
 
     async def load_views(self, keys: set[LotKey], visitors: set[UUID]) -> ViewState:
         """Return what a batch of ad events is judged by; rows are locked in key order."""
-        ordered = sorted(keys)
+        ordered = _in_order(keys)
         days, tickets = [k.day for k in ordered], [k.ticket_id for k in ordered]
-        seen: dict[LotKey, set[Kind]] = {}
+        seen: dict[LotKey, set[Kind]] = {key: set() for key in ordered}
         watches: dict[UUID, Watch] = {}
         # the day before as well: an ad of before midnight uses up time after it
         oldest = min(days, default=date.max) - timedelta(days=1)
-        for row in await self._db.fetch(_WATCHES, sorted(visitors), oldest):
+        for row in await self._db.fetch(_WATCHES, list(visitors), oldest):
             watch = watches.setdefault(
                 row["visitor_id"], Watch(watched_until=row["watched_until"], credited_ms={})
             )
             watch.watched_until = max(watch.watched_until, row["watched_until"])
             watch.credited_ms[row["watch_day"]] = row["credited_ms"]
         for row in await self._db.fetch(_SEEN, days, tickets):
-            seen.setdefault(LotKey(row["view_day"], row["ticket_id"]), set()).add(Kind(row["kind"]))
-        lots = await self._db.fetch(_LOTS_BY_KEY, days, tickets)
-        return ViewState(seen=seen, watches=watches, lots={lot.key: lot for lot in map(_lot, lots)})
+            seen[LotKey(row["view_day"], row["ticket_id"])].add(Kind(row["kind"]))
+        return ViewState(seen=seen, watches=watches)
 
-    async def save_views(self, recorded: Sequence[Recorded], addresses: Sequence[str]) -> None:
-        """Write recorded events and, apart from them, each ticket's first address.
+    async def save_views(
+        self, recorded: Sequence[Recorded], addresses: Sequence[str], state: ViewState
+    ) -> dict[UUID, int]:
+        """Write recorded events with all that follows from them.
+
+        Args:
+            recorded: at least one, in the order of the fold.
+            addresses: of each event; a ticket's first is kept, apart from the views.
+            state: as the fold has left it; the watches of the events' visitors are written.
+
+        Returns:
+            What each visitor earned, milliseconds.
 
         Raises:
             errors.Transient: another process wrote one of them meanwhile; load and decide anew.
         """
-        events = [r.event for r in recorded]
-        days = [e.ticket.key.day for e in events]
-        tickets = [e.ticket.ticket_id for e in events]
-        status = await self._db.execute(
-            _SAVE_VIEWS, days, tickets, [e.kind.value for e in events],
-            [e.visitor_id for e in events], [e.at for e in events],
-            [e.position_ms for e in events], [r.credit_ms for r in recorded],
-            [r.tariff_version for r in recorded], [r.capped for r in recorded],
-        )  # fmt: skip
-        if status != f"INSERT 0 {len(events)}":
-            raise errors.Transient("an ad event was written by someone else meanwhile")
-        await self._db.execute(_SAVE_ADDRESSES, days, tickets, list(addresses))
-
-    async def save_watches(self, state: ViewState, touched: set[tuple[date, UUID]]) -> None:
-        """Write the watches of these days and visitors."""
-        ordered = sorted(touched, key=lambda key: (key[1], key[0]))
-        watches = [state.watches[visitor] for _, visitor in ordered]
-        await self._db.execute(
-            _SAVE_WATCHES, [day for day, _ in ordered], [visitor for _, visitor in ordered],
+        by_key = {r.event.ticket.key: r.event.ticket for r in recorded}
+        tickets = [by_key[key] for key in _in_order(by_key)]
+        index_of = {ticket.key: n for n, ticket in enumerate(tickets)}
+        indexes = [index_of[r.event.ticket.key] for r in recorded]
+        first_address: dict[int, str] = {}
+        ticket_ms = [0] * len(tickets)
+        for n, r, address in zip(indexes, recorded, addresses, strict=True):
+            ticket_ms[n] += r.credit_ms
+            first_address.setdefault(n, address)
+        watched = sorted({(t.visitor_id, t.key.day) for t in tickets}, key=_visitor_then_day)
+        watches = [state.watches[visitor] for visitor, _ in watched]
+        n_saved = await self._db.fetchval(
+            _SAVE_VIEWS,
+            [t.key.day for t in tickets], [t.ticket_id for t in tickets],
+            [t.visitor_id for t in tickets], [lot_expiry(t.key.day) for t in tickets],
+            [first_address[n] for n in range(len(tickets))], ticket_ms,
+            _literal([n + 1 for n in indexes]), _literal([r.event.kind for r in recorded]),
+            [r.event.at for r in recorded], _literal([r.event.position_ms for r in recorded]),
+            _literal([r.credit_ms for r in recorded]), [r.tariff_version for r in recorded],
+            _literal([r.capped for r in recorded]),
+            [day for _, day in watched], [visitor for visitor, _ in watched],
             [w.watched_until for w in watches],
-            [w.credited_ms[day] for w, (day, _) in zip(watches, ordered, strict=True)],
+            [w.credited_ms[day] for w, (_, day) in zip(watches, watched, strict=True)],
         )  # fmt: skip
+        if n_saved != len(recorded):
+            raise errors.Transient("an ad event was written by someone else meanwhile")
+        earned_ms: dict[UUID, int] = {}
+        for ticket, amount_ms in zip(tickets, ticket_ms, strict=True):
+            earned_ms[ticket.visitor_id] = earned_ms.get(ticket.visitor_id, 0) + amount_ms
+        return earned_ms
 
     # ------------------------------------------------------------------ lots and postings
 
@@ -412,6 +481,22 @@ class Store:
         """Return ids of held reservations of, or with shares of, days before `day`."""
         rows = await self._db.fetch(_HELD_ON_LOTS_BEFORE, day)
         return [row["reservation_id"] for row in rows]
+
+
+def _in_order(keys: Iterable[LotKey]) -> list[LotKey]:
+    # by the id's number: PostgreSQL's own order of uuids, and quicker than comparing the objects
+    return sorted(keys, key=lambda key: (key.day, key.ticket_id.int))
+
+
+def _literal(values: Sequence[int] | Sequence[Kind]) -> str:
+    # an array as PostgreSQL writes it, for numbers and our own words, which need no quotes:
+    # asyncpg asks three abstract classes about each element of a list, for what costs more than all
+    # the rest of sending it
+    return "{" + ",".join(map(str, values)) + "}"
+
+
+def _visitor_then_day(key: tuple[UUID, date]) -> tuple[int, date]:
+    return key[0].int, key[1]
 
 
 def _lot(row: Any) -> Lot:

@@ -11,8 +11,7 @@ truth is `consumer_offset`, moved in the transaction of the effect.
 import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiokafka import ConsumerRebalanceListener, TopicPartition
 from aiokafka import errors as kafka_errors
@@ -68,11 +67,11 @@ RETURNING o.topic, o.part
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Item:
+class _Item(NamedTuple):
     """One record of a poll: good (`received`) or poison (`reason`)."""
 
     raw: Any
+    tp: TopicPartition
     topic: Topic
     received: Received[Any] | None
     reason: str | None
@@ -269,15 +268,15 @@ class Consumer:
                 consumer = self._subscriber.consumer
                 if consumer is not None and tp in consumer.assignment():
                     consumer.seek(tp, expected)
-        return [item for item in items if _tp(item.raw) not in left_out]
+        return [item for item in items if item.tp not in left_out] if left_out else items
 
     def _decode(self, record: Any) -> _Item:
         topic = self._topic_by_full_name[record.topic]
+        tp = TopicPartition(record.topic, record.partition)
         try:
-            received = decode(topic, record)
+            return _Item(record, tp, topic, decode(topic, record), None)
         except errors.Poison as poison:
-            return _Item(raw=record, topic=topic, received=None, reason=poison.reason)
-        return _Item(raw=record, topic=topic, received=received, reason=None)
+            return _Item(record, tp, topic, None, poison.reason)
 
     async def _apply(self, items: list[_Item]) -> None:
         run_before = self._poison_run
@@ -301,9 +300,7 @@ class Consumer:
             except Exception as error:
                 if not errors.is_data_error(error):
                     raise
-                bad = _Item(
-                    raw=item.raw, topic=item.topic, received=None, reason=errors.reason_of(error)
-                )
+                bad = item._replace(received=None, reason=errors.reason_of(error))
                 self._watch_poison([bad])
                 await self._patiently(functools.partial(self._in_one_transaction, [bad]))
             else:
@@ -324,7 +321,7 @@ class Consumer:
         spans = _spans(items)
         async with self._transaction() as ctx:
             owned = await self._fence(ctx, spans)
-            taken = [item for item in items if _tp(item.raw) in owned]
+            taken = [item for item in items if item.tp in owned]
             for topic, handler in self._routes.items():
                 good = [i.received for i in taken if i.topic is topic and i.received is not None]
                 if good:
@@ -364,16 +361,14 @@ class Consumer:
             self._metrics.dead_letters.labels(topic, reason).inc(n)
             logs.get().warning("dead letter", topic=topic, reason=reason, n=n)
         for item in items:
-            if _tp(item.raw) not in owned:
+            if item.tp in owned:
+                self._handled_at[item.tp] = item.raw.timestamp / 1000
+            else:
                 self._metrics.fenced.labels(item.topic.name).inc()
-        for tp in owned:
-            self._positions[tp] = self._uncommitted[tp] = spans[tp][1]
         self._progress_at = self._clock.monotonic()
-        self._handled_at |= {
-            _tp(i.raw): i.raw.timestamp / 1000 for i in items if _tp(i.raw) in owned
-        }
         consumer = self._subscriber.consumer
         for tp in owned:
+            self._positions[tp] = self._uncommitted[tp] = spans[tp][1]
             end = None if consumer is None else consumer.highwater(tp)
             self._note_lag(tp, max(0, (end or 0) - self._positions[tp]))
 
@@ -481,18 +476,14 @@ async def _take_raw(message: KafkaMessage) -> Any:
     return message.raw_message
 
 
-def _tp(record: Any) -> TopicPartition:
-    return TopicPartition(record.topic, record.partition)
-
-
 def _spans(items: list[_Item]) -> dict[TopicPartition, tuple[int, int]]:
     """Return per partition (first offset, offset after the last) of a poll."""
-    spans: dict[TopicPartition, tuple[int, int]] = {}
-    for item in items:
-        tp, offset = _tp(item.raw), item.raw.offset
-        first, after = spans.get(tp, (offset, offset + 1))
-        spans[tp] = (min(first, offset), max(after, offset + 1))
-    return spans
+    first: dict[TopicPartition, int] = {}
+    last: dict[TopicPartition, int] = {}
+    for item in items:  # a partition's records are in the order of their offsets
+        first.setdefault(item.tp, item.raw.offset)
+        last[item.tp] = item.raw.offset
+    return {tp: (offset, last[tp] + 1) for tp, offset in first.items()}
 
 
 def _bury(ctx: Context[Any], item: _Item, reason: str) -> None:

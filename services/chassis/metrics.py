@@ -49,6 +49,11 @@ class ChassisMetrics:
             "invariant_violations", "Rows that break an invariant.", ["invariant"],
             namespace=service, registry=registry,
         )  # fmt: skip
+        # Moves with time between two checks of a day. Odd: an hour; a query fails or takes long.
+        self.invariant_age = Gauge(
+            "invariant_check_age_seconds", "Age of the oldest day's last check.",
+            namespace=service, registry=registry,
+        )  # fmt: skip
         # Moves with each retry of a poll or a relay round. Odd: steady growth.
         self.retries = Counter(
             "retries", "Tries again after a transient error.", ["place"],

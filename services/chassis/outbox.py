@@ -8,12 +8,13 @@ dies repeats at most the rows since its cursor; consumers' natural keys absorb t
 from __future__ import annotations
 
 import asyncio
-import json
+from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
 import asyncpg
+from pydantic_core import from_json, to_json
 
 from schemas import envelope
 from schemas.topics import BY_NAME, MESSAGE_BYTES_MAX, Topic
@@ -49,15 +50,15 @@ RawHeaders = list[tuple[str, bytes | None]]
 
 def encode_headers(headers: RawHeaders) -> bytes:
     """Return headers as JSON bytes; latin-1 keeps any byte, a null stays a null."""
-    return json.dumps(
-        [[name, None if value is None else value.decode("latin-1")] for name, value in headers]
-    ).encode()
+    return to_json(
+        [(name, None if value is None else value.decode("latin-1")) for name, value in headers]
+    )
 
 
 def decode_headers(raw: bytes) -> RawHeaders:
     """Return what `encode_headers` was given."""
     return [
-        (name, None if text is None else text.encode("latin-1")) for name, text in json.loads(raw)
+        (name, None if text is None else text.encode("latin-1")) for name, text in from_json(raw)
     ]
 
 
@@ -73,7 +74,7 @@ class OutboxRow:
     @property
     def n_bytes(self) -> int:
         """At most so many bytes on the topic."""
-        headers = sum(len(name.encode()) + len(value or b"") + 4 for name, value in self.headers)
+        headers = sum([len(name.encode()) + len(value or b"") + 4 for name, value in self.headers])
         return RECORD_BYTES_ADDED + headers + len(self.key or b"") + len(self.payload or b"")
 
 
@@ -281,7 +282,7 @@ class Relay:
             rows[-1]["txid"],
             rows[-1]["id"],
         )
-        for row in rows:
-            assert row["topic"] in BY_NAME
-            self._metrics.outbox_sent.labels(row["topic"]).inc()
+        for topic, n_sent in Counter(row["topic"] for row in rows).items():
+            assert topic in BY_NAME
+            self._metrics.outbox_sent.labels(topic).inc(n_sent)
         return len(rows)

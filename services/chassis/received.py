@@ -1,8 +1,7 @@
 """One record, decoded and checked: what a handler sees."""
 
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, Generic, TypeVar
+from datetime import datetime
+from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
 from pydantic import ValidationError
@@ -15,8 +14,7 @@ from services.chassis import errors, trace
 M = TypeVar("M", bound=WireModel)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Received(Generic[M]):
+class Received(NamedTuple, Generic[M]):
     """A good record.
 
     Attributes:
@@ -25,7 +23,6 @@ class Received(Generic[M]):
         time: `ce_time`, the producer's instant, UTC.
         traceparent: of the event's span; made here where the event had none.
         topic: registry name, without the stack's prefix.
-        logged_at: the broker's instant (LogAppendTime), UTC.
     """
 
     event: M
@@ -36,7 +33,6 @@ class Received(Generic[M]):
     topic: str
     partition: int
     offset: int
-    logged_at: datetime
 
 
 def decode(topic: Topic, record: Any) -> Received[Any]:
@@ -55,17 +51,16 @@ def decode(topic: Topic, record: Any) -> Received[Any]:
         event = topic.model.model_validate_json(record.value)
     except ValidationError as error:
         raise errors.Poison(f"invalid_{error.errors(include_input=False)[0]['type']}") from None
-    if record.key != topic.key_of(event).encode():
+    if record.key != topic.key_bytes_of(event):
         # the key decides which process owns the visitor: a wrong one would break the row locks
         raise errors.Poison("key_mismatch")
     return Received(
-        event=event,
-        id=head.id,
-        time=head.time,
-        source=head.source,
-        traceparent=head.traceparent or trace.new(),
-        topic=topic.name,
-        partition=record.partition,
-        offset=record.offset,
-        logged_at=datetime.fromtimestamp(record.timestamp / 1000, UTC),
+        event,
+        head.id,
+        head.time,
+        head.source,
+        head.traceparent or trace.new(),
+        topic.name,
+        record.partition,
+        record.offset,
     )

@@ -26,6 +26,7 @@ from services.chassis.consume import Consumer, Handler
 from services.chassis.context import Context
 from services.chassis.declaration import Declaration
 from services.chassis.ids import IdFactory, TimeOrderedIds
+from services.chassis.invariants import DayInvariants
 from services.chassis.metrics import ChassisMetrics
 from services.chassis.outbox import Outbox, Relay
 from services.chassis.produce import KafkaSink
@@ -40,6 +41,8 @@ _MAINTENANCE_EVERY_S = 60.0
 _START_BUDGET_S = 60.0
 _DRAIN_TIMEOUT_S = 2.0
 _SECRETS_EVERY_S = 1.0
+_INVARIANTS_SHARE_MAX = 0.05
+"""Of the time, for which invariants may keep a connection busy."""
 
 
 class Service(Generic[S]):
@@ -54,6 +57,7 @@ class Service(Generic[S]):
         store: Callable[[db.Connection], S] | None = None,
         day_tables: Sequence[db.DayTable] = (),
         invariants: dict[str, str] | None = None,
+        day_invariants: dict[str, str] | None = None,
         clock: Clock | None = None,
         ids: IdFactory | None = None,
     ) -> None:
@@ -63,6 +67,7 @@ class Service(Generic[S]):
             store: makes the service's store on a connection; None for a service without database.
             day_tables: kept with partitions around today.
             invariants: name -> SQL that returns one bigint, the number of violations.
+            day_invariants: the same for a window of days, `$1` to `$2` (`invariants.py`).
         """
         assert declaration.database == (store is not None)
         self.declaration = declaration
@@ -79,6 +84,8 @@ class Service(Generic[S]):
         self._store = store
         self._day_tables = tuple(day_tables)
         self._invariants = invariants or {}
+        self._day_invariants = DayInvariants(day_invariants or {}, self.clock)
+        self.metrics.invariant_age.set_function(self._day_invariants.age_s)
         self._pool: asyncpg.Pool[Any] | None = None
         self._relay: Relay | None = None
         self._consumer: Consumer | None = None
@@ -324,15 +331,21 @@ class Service(Generic[S]):
 
     async def _check_invariants_for_ever(self) -> None:
         while True:
+            started_at_s = self.clock.monotonic()
             await self.unless_weather("invariants", self.check_invariants)
-            await asyncio.sleep(self.settings.invariant_interval_s)
+            took_s = self.clock.monotonic() - started_at_s
+            # on a database that has grown the checks come later, never denser
+            await asyncio.sleep(
+                max(self.settings.invariant_interval_s, took_s / _INVARIANTS_SHARE_MAX)
+            )
 
     async def check_invariants(self) -> dict[str, int]:
-        """Run every invariant's SQL, export the counts, and return them."""
+        """Run the invariants' SQL of this round, export the counts, and return them."""
         found: dict[str, int] = {}
         async with self.transaction() as ctx:
             for name, sql in self._invariants.items():
                 found[name] = int(await ctx.connection.fetchval(sql))
+            found |= await self._day_invariants.check(ctx.connection, ctx.now.date())
         for name, violations in found.items():
             self.metrics.invariant_violations.labels(name).set(violations)
             if violations:

@@ -112,5 +112,4 @@ def received(topic: Topic, event: M, at: datetime) -> Received[M]:
         topic=topic.name,
         partition=0,
         offset=0,
-        logged_at=at,
     )

@@ -42,7 +42,11 @@ def take_the_natural_key_out() -> None:
             return decision
         earned_ms = domain.earned_ms(tariff, event.kind, event.ticket.duration_ms)
         return domain.Recorded(
-            event=event, credit_ms=earned_ms, tariff_version=tariff.version, capped=False
+            event=event,
+            credit_ms=earned_ms,
+            tariff_version=tariff.version,
+            capped=False,
+            watched_until=state.watch(event.ticket).watched_until,
         )
 
     domain.decide_view = decide_without_memory

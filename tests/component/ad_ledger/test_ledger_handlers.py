@@ -23,8 +23,10 @@ from schemas.retention import DataKind, RetentionAction, RetentionOrderV1, Reten
 from services.ad_ledger.classification import TABLES
 from services.ad_ledger.handlers import Handlers
 from services.ad_ledger.metrics import LedgerMetrics
-from services.ad_ledger.store import INVARIANTS, Store
+from services.ad_ledger.store import DAY_INVARIANTS, INVARIANTS, Store
+from services.chassis.clock import SystemClock
 from services.chassis.ids import TimeOrderedIds
+from services.chassis.invariants import ROUNDS_MAX, DayInvariants
 from services.privacy.executor import on_retention_orders
 from tests.support.bench import Bench, new_visitor_id, open_bench, received
 from tests.support.signals import Signals
@@ -443,6 +445,10 @@ async def test_the_database_refuses_a_second_grant_and_any_change_of_postings(be
             "l1_sum",
         ),
         ("UPDATE lot SET granted_ms = granted_ms + 1, available_ms = available_ms + 1", "l1_lots"),
+        (
+            "UPDATE platform_account SET account_day = account_day - 5 WHERE account = 'issued'",
+            "l1_sum",
+        ),
         ("DELETE FROM ad_view WHERE kind = 'complete'", "l6_credit"),
         ("UPDATE reservation SET reserved_ms = reserved_ms + 1 WHERE state = 'held'", "l5_reserv"),
         (
@@ -450,7 +456,7 @@ async def test_the_database_refuses_a_second_grant_and_any_change_of_postings(be
             "l5_no",
         ),
     ],
-    ids=["sum", "lots", "trace", "reservation", "lease"],
+    ids=["sum", "lots", "other-day", "trace", "reservation", "lease"],
 )
 async def test_each_invariant_query_sees_the_damage_it_is_for(
     world, bench, handlers, damage, broken
@@ -465,10 +471,14 @@ async def test_each_invariant_query_sees_the_damage_it_is_for(
         await change.start()
         await owner.execute(damage)
         found = {name: await owner.fetchval(sql) for name, sql in INVARIANTS.items()}
+        checks, by_days = DayInvariants(DAY_INVARIANTS, SystemClock()), {}
+        for _ in range(ROUNDS_MAX):
+            by_days = await checks.check(owner, bench.now.date())
         await change.rollback()
     finally:
         await owner.close()
     assert any(count for name, count in found.items() if name.startswith(broken)), found
+    assert by_days == {name: found[name] for name in DAY_INVARIANTS}
 
 
 async def test_dropping_a_day_keeps_the_books_balanced_and_leaves_no_visitor(bench, handlers):
@@ -532,3 +542,18 @@ async def test_every_metric_of_the_ledger_moves(bench):
         await handlers.expire(ctx)
     await end(bench, handlers, visitor_id, call_id, 9_000)
     assert signals.unmoved() == set()
+
+
+async def test_a_lot_gives_to_a_reservation_once(world, bench, handlers):
+    """L5: the database refuses the second posting, also in partitions made after the index."""
+    visitor_id = new_visitor_id()
+    await watch(bench, handlers, visitor_id)
+    await ask(bench, handlers, reserve(bench, visitor_id, IDS.new(), wanted_ms=4_000))
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await bench.fetch(
+            "INSERT INTO posting (lot_day, ticket_id, visitor_id, operation, debit_account, "
+            "credit_account, amount_ms, posted_at, reservation_id) "
+            "SELECT lot_day, ticket_id, visitor_id, operation, debit_account, credit_account, "
+            "amount_ms, posted_at, reservation_id FROM posting "
+            "WHERE visitor_id = $1 AND operation = 'reserve'", visitor_id,
+        )  # fmt: skip

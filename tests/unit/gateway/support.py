@@ -236,7 +236,6 @@ def received(topic: Topic, event: WireModel, at: datetime = NOW) -> Received[Any
         topic=topic.name,
         partition=0,
         offset=0,
-        logged_at=at,
     )
 
 
