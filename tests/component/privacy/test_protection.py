@@ -1,5 +1,6 @@
 """Erase, hold, release and restrict on the real tables of each service (R-D3, R-G3, R-G4, D2)."""
 
+import importlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -12,6 +13,7 @@ from schemas.retention import DataKind, RetentionAction, RetentionReceiptV1
 from services.chassis.errors import Poison
 from services.privacy import executor as executor_module
 from services.privacy.invariants import D2_INVARIANTS
+from services.privacy.waiting import TASK
 from tests.support.bench import IDS, new_visitor_id
 from tests.support.protected import KINDS, Side, open_side, total
 from tests.support.stack import World
@@ -168,7 +170,7 @@ async def test_an_erasure_waits_for_the_call_to_end_and_is_not_lost(busy_side: S
 async def test_a_restriction_protects_at_once_and_moves_when_the_call_has_ended(
     busy_side: Side,
 ) -> None:
-    """R-G4, D2: an erasure that overtakes it destroys nothing."""
+    """R-G4, D2: what comes before the call's end, an erasure, destroys nothing."""
     visitor, side, protection = new_visitor_id(), busy_side, IDS.new()
     await side.fill(visitor, live=True)
     restrict = side.order(RESTRICT, visitor, protection_id=protection)
@@ -178,10 +180,18 @@ async def test_a_restriction_protects_at_once_and_moves_when_the_call_has_ended(
     receipts = await side.retry()
     assert next(r.order_id for r in receipts) == restrict.order_id
     assert all(n_rows == 0 for n_rows, _, _ in total(receipts).values())
-    assert {t: len(rows) for t, rows in (await side.kept()).items()}.keys() == ROWS[
-        side.name
-    ].keys()
+    assert set(await side.kept()) == set(ROWS[side.name])
     assert await side.violations() == {}
+
+
+async def test_a_drop_destroys_nothing_of_a_restriction_that_still_waits(busy_side: Side) -> None:
+    """R-G4, D2: it is in force before its rows have moved."""
+    visitor, side, protection = new_visitor_id(), busy_side, IDS.new()
+    await side.fill(visitor, live=True)
+    await side.handle(side.order(RESTRICT, visitor, protection_id=protection))
+    receipts = await side.handle(*side.drops())
+    assert all(n_rows == 0 for n_rows, _, _ in total(receipts).values())
+    assert set(await side.kept()) == set(ROWS[side.name])
 
 
 async def test_a_restriction_lifted_while_it_waits_leaves_all_as_it_was(busy_side: Side) -> None:
@@ -609,3 +619,12 @@ async def test_each_query_sees_the_damage_it_is_for(calls: Side, damage: str, br
     assert await calls.violations() == {}
     await calls.owner.execute(damage.format(hold.hex))
     assert [name for name in await calls.violations() if name.startswith(broken)]
+
+
+@pytest.mark.parametrize("service", LIVE_SIDES)
+def test_services_whose_orders_may_wait_try_them_again(world: World, service: str) -> None:
+    """R-G3: an order that nobody tries again is lost."""
+    app = importlib.import_module(f"services.{service}.app")
+    settings = importlib.import_module(f"services.{service}.settings").Settings
+    built = app.build(settings.model_validate(world.settings(service)))
+    assert TASK in built._tasks
