@@ -2,11 +2,14 @@
 
 from datetime import date
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from schemas.wire import Instant, ServerId, WireModel
+from schemas.wire import Instant, ServerId, VisitorId, WireModel
+
+VISITORS_MAX = 1000
+"""Of one order: 40 kB of the 64 kB that a record may have; more visitors are more orders."""
 
 
 class DataKind(StrEnum):
@@ -23,24 +26,103 @@ class RetentionAction(StrEnum):
     """What an order tells a service to do."""
 
     DROP = "drop"
+    ERASE = "erase"
+    HOLD = "hold"
+    RELEASE = "release"
+    RESTRICT = "restrict"
+    UNRESTRICT = "unrestrict"
+
+
+_NAMES_VISITORS = frozenset({RetentionAction.ERASE, RetentionAction.RESTRICT})
+_MAY_NAME_VISITORS = _NAMES_VISITORS | {RetentionAction.HOLD}
+_PROTECTS = frozenset(
+    {
+        RetentionAction.HOLD,
+        RetentionAction.RELEASE,
+        RetentionAction.RESTRICT,
+        RetentionAction.UNRESTRICT,
+    }
+)
 
 
 class RetentionOrderV1(WireModel):
-    """Drop every day of a kind before a day (UTC). Natural key: `order_id`; opaque ids only."""
+    """What to do with the rows of days before a day (UTC). Natural key: `order_id`.
+
+    Ids are opaque: an order lives 30 days on its topic. What each action needs, and may carry:
+
+    - drop: every day of the kind before `before_day`.
+    - erase: `visitor_ids`; their rows of the kinds, of days before `before_day`.
+    - hold: `protection_id`; whose rows (`visitor_ids`, or everybody's), which days (`from_day`).
+    - restrict: `protection_id` and `visitor_ids`; their rows leave the live tables.
+    - release, unrestrict: `protection_id`; what it kept of days before `before_day` is due.
+
+    `other_kinds` stands beside `kind` where an order is about more than one.
+    """
 
     order_id: ServerId
     kind: DataKind
     action: RetentionAction
     before_day: date
     as_of: Instant
+    other_kinds: Annotated[tuple[DataKind, ...], Field(max_length=8)] = ()
+    visitor_ids: Annotated[tuple[VisitorId, ...], Field(max_length=VISITORS_MAX)] = ()
+    from_day: date | None = None
+    protection_id: ServerId | None = None
+
+    @property
+    def kinds(self) -> frozenset[DataKind]:
+        """All kinds that the order is about."""
+        return frozenset({self.kind, *self.other_kinds})
+
+    @model_validator(mode="after")
+    def _action_fits_its_fields(self) -> Self:
+        problem = _misfit(self)
+        if problem is not None:
+            raise ValueError(problem)
+        return self
+
+
+def _misfit(order: RetentionOrderV1) -> str | None:
+    """Say what an order lacks, or carries in vain; a reader must not guess what was meant."""
+    action = order.action
+    if action in _NAMES_VISITORS and not order.visitor_ids:
+        return f"{action} needs visitor_ids"
+    if order.visitor_ids and action not in _MAY_NAME_VISITORS:
+        return f"{action} must not carry visitor_ids"
+    if (order.protection_id is not None) != (action in _PROTECTS):
+        return "protection_id belongs to hold, release, restrict and unrestrict, and to no other"
+    if order.other_kinds and action not in _MAY_NAME_VISITORS:
+        return f"{action} must not carry other_kinds"
+    return _misfit_of_range(order)
+
+
+def _misfit_of_range(order: RetentionOrderV1) -> str | None:
+    if order.from_day is not None:
+        if order.action is not RetentionAction.HOLD:
+            return f"{order.action} must not carry from_day"
+        if order.from_day >= order.before_day:
+            return "from_day must lie before before_day"
+    if order.visitor_ids and DataKind.CONSENT_RECORD in order.kinds:
+        # a proof names no visitor (ADR 0013): the order would promise what nobody can do
+        return "visitor_ids reach no consent_record"
+    return None
 
 
 class TableCount(WireModel):
-    """How many rows and day partitions of one table went."""
+    """What became of one table's rows.
+
+    Attributes:
+        n_partitions: day partitions that went.
+        n_rows: rows that are gone for good.
+        n_held: rows that the order met and a hold spared; for a hold or release, that live on.
+        n_restricted: the same for restrictions; a row under both counts in both.
+    """
 
     table: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
     n_partitions: Annotated[int, Field(ge=0)]
     n_rows: Annotated[int, Field(ge=0)]
+    n_held: Annotated[int, Field(ge=0)] = 0
+    n_restricted: Annotated[int, Field(ge=0)] = 0
 
 
 class RetentionReceiptV1(WireModel):

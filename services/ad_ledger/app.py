@@ -14,7 +14,8 @@ from services.ad_ledger.store import DAY_INVARIANTS, EVERY_ROUND, Store
 from services.chassis.clock import sleep
 from services.chassis.db import DayTable
 from services.chassis.service import Service
-from services.privacy.executor import on_retention_orders
+from services.privacy.executor import Executor, Hooks
+from services.privacy.waiting import retry_waiting_orders
 
 
 def build(settings: Settings | None = None) -> Service[Store]:
@@ -33,17 +34,25 @@ def build(settings: Settings | None = None) -> Service[Store]:
     keys = KeyRing.from_json(settings.view_ticket_keys.get_secret_value())
     service.on_secret("view_ticket_keys", keys.replace)
     handlers = Handlers(keys, LedgerMetrics(registry))
+    executor = Executor(
+        TABLES,
+        simulation=settings.simulation,
+        hooks=Hooks(
+            before_drop=handlers.close_before_drop,
+            busy=handlers.with_held_reservation,
+            settle=handlers.close_of_visitors,
+        ),
+    )
     service.consume(
         {
             topics.AD_VIEW: handlers.on_ad_views,
             topics.CREDIT_REQUEST: handlers.on_credit_requests,
             topics.CALL_START: handlers.on_call_starts,
             topics.CALL_END: handlers.on_call_ends,
-            topics.RETENTION_ORDER: on_retention_orders(
-                TABLES, simulation=settings.simulation, before_drop=handlers.close_before_drop
-            ),
+            topics.RETENTION_ORDER: executor.on_orders,
         }
     )
+    retry_waiting_orders(service, executor)
     service.serve(build_http(service))
 
     async def expire_for_ever() -> None:

@@ -1,17 +1,50 @@
 """What every column of the ledger is (D5), and which tables age by which rule."""
 
 from schemas.retention import DataKind
-from services.privacy.declare import Classification, PeriodStart, Table, personal, plain
+from services.privacy.declare import (
+    Classification,
+    PeriodStart,
+    Returning,
+    Table,
+    Via,
+    personal,
+    plain,
+)
 
+_VISITOR = "visitor_id"
 TABLES: tuple[Table, ...] = (
     # `lot` first: what is open in it is closed before any other table of the day goes
-    Table(name="lot", kind=DataKind.AD_USE, day_column="lot_day"),
-    Table(name="posting", kind=DataKind.AD_USE, day_column="lot_day"),
-    Table(name="ad_view", kind=DataKind.AD_USE, day_column="view_day"),
-    Table(name="visitor_watch", kind=DataKind.AD_USE, day_column="watch_day"),
-    Table(name="reservation_share", kind=DataKind.AD_USE, day_column="reservation_day"),
-    Table(name="reservation", kind=DataKind.AD_USE, day_column="reservation_day"),
-    Table(name="ad_view_address", kind=DataKind.IP_ADDRESS, day_column="address_day"),
+    Table(name="lot", kind=DataKind.AD_USE, day_column="lot_day", subject_column=_VISITOR),
+    Table(name="posting", kind=DataKind.AD_USE, day_column="lot_day", subject_column=_VISITOR),
+    Table(name="ad_view", kind=DataKind.AD_USE, day_column="view_day", subject_column=_VISITOR),
+    Table(
+        name="visitor_watch",
+        kind=DataKind.AD_USE,
+        day_column="watch_day",
+        subject_column=_VISITOR,
+        returning=Returning.EACH,
+    ),
+    Table(
+        name="reservation_share",
+        kind=DataKind.AD_USE,
+        day_column="reservation_day",
+        via=Via(
+            table="reservation",
+            columns={"reservation_day": "reservation_day", "reservation_id": "reservation_id"},
+        ),
+    ),
+    Table(
+        name="reservation",
+        kind=DataKind.AD_USE,
+        day_column="reservation_day",
+        subject_column=_VISITOR,
+    ),
+    Table(
+        name="ad_view_address",
+        kind=DataKind.IP_ADDRESS,
+        day_column="address_day",
+        via=Via(table="ad_view", columns={"address_day": "view_day", "ticket_id": "ticket_id"}),
+    ),
 )
 
 CLASSIFICATION: Classification = {

@@ -1,8 +1,9 @@
 """Per topic: load, decide, save, enqueue. No rule lives here; no SQL either."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from datetime import date
 from typing import Any
 from uuid import UUID
 
@@ -236,6 +237,20 @@ class Handlers:
             return
         await self._void(ctx, await ctx.store.held_reservations_before(order.before_day))
         await self._expire_lots(ctx, await ctx.store.open_lots_before(order.before_day))
+
+    async def with_held_reservation(
+        self, ctx: Context[Store], visitor_ids: Collection[UUID]
+    ) -> set[UUID]:
+        """Return those of the visitors whose call may be under way: its credit is in use."""
+        return await ctx.store.visitors_with_held_reservation(visitor_ids)
+
+    async def close_of_visitors(
+        self, ctx: Context[Store], visitor_ids: Collection[UUID], before_day: date
+    ) -> None:
+        """Expire what visitors have available of days before a day, before their lots go (L1)."""
+        found = await ctx.store.lots_of(set(visitor_ids))
+        lots = [lot for mine in found.values() for lot in mine.values()]
+        await self._expire_lots(ctx, [lot for lot in lots if lot.key.day < before_day])
 
     async def _void(self, ctx: Context[Store], ids: Sequence[UUID]) -> None:
         reservations = await ctx.store.reservations(ids)

@@ -25,7 +25,7 @@ from services.ad_ledger.domain import (
 )
 from services.chassis import db, errors
 from services.chassis.invariants import over_all_days
-from services.privacy.invariants import D1_NO_DAY_PARTITION_TOO_OLD
+from services.privacy.invariants import D1_NO_DAY_PARTITION_TOO_OLD, D2_INVARIANTS
 
 _TARIFFS = """
 SELECT t.version, t.valid_from, t.daily_cap_ms, t.tolerance_ms,
@@ -189,8 +189,14 @@ WHERE r.state = 'held' AND (s.lot_day < $1 OR r.reservation_day < $1)
 ORDER BY r.reservation_day, r.reservation_id
 """
 
+_WITH_HELD_RESERVATION = """
+SELECT DISTINCT visitor_id FROM reservation
+WHERE visitor_id = ANY($1::uuid[]) AND state = 'held'
+"""
+
 # Cheap whatever is kept: asked over all rows, each round.
 EVERY_ROUND: dict[str, str] = {
+    **D2_INVARIANTS,
     # D1: a failure means that a day outlived its rule; did its order arrive?
     "d1_no_day_partition_too_old": D1_NO_DAY_PARTITION_TOO_OLD,
     # L5: a failure means a lease that nobody ended; is the expiry task running?
@@ -476,6 +482,11 @@ class Store:
     async def lapsed_reservations(self, now: datetime, limit: int) -> list[UUID]:
         """Return ids of held reservations past their lease."""
         return [row["reservation_id"] for row in await self._db.fetch(_LAPSED, now, limit)]
+
+    async def visitors_with_held_reservation(self, visitors: Iterable[UUID]) -> set[UUID]:
+        """Return those of the visitors who have a reservation that has not ended."""
+        rows = await self._db.fetch(_WITH_HELD_RESERVATION, sorted(set(visitors)))
+        return {row["visitor_id"] for row in rows}
 
     async def held_reservations_before(self, day: date) -> list[UUID]:
         """Return ids of held reservations of, or with shares of, days before `day`."""

@@ -18,7 +18,8 @@ from services.call_control.switch import Switch
 from services.chassis.clock import SystemClock
 from services.chassis.db import DayTable
 from services.chassis.service import Service
-from services.privacy.executor import on_retention_orders
+from services.privacy.executor import Executor, Hooks
+from services.privacy.waiting import retry_waiting_orders
 
 
 def build(settings: Settings | None = None, carrier: CallBackend | None = None) -> Service[Store]:
@@ -49,14 +50,18 @@ def build(settings: Settings | None = None, carrier: CallBackend | None = None) 
             request_age_max_s=settings.request_age_max_s,
         )
     )
+    executor = Executor(
+        TABLES, simulation=settings.simulation, hooks=Hooks(busy=handlers.with_active_call)
+    )
     service.consume(
         {
             topics.CALL_REQUEST: handlers.on_call_requests,
             topics.CREDIT_DECISION: handlers.on_credit_decisions,
             topics.CALL_COMMAND: handlers.on_call_commands,
-            topics.RETENTION_ORDER: on_retention_orders(TABLES, simulation=settings.simulation),
+            topics.RETENTION_ORDER: executor.on_orders,
         }
     )
+    retry_waiting_orders(service, executor)
     service.serve(build_http(service))
     clock = SystemClock()
     switch = Switch(

@@ -1,13 +1,24 @@
 """What every column of call control is (D5), and which tables age by which rule."""
 
 from schemas.retention import DataKind
-from services.privacy.declare import Classification, PeriodStart, Table, personal, plain
+from services.privacy.declare import Classification, PeriodStart, Table, Via, personal, plain
 
+_CALL = Via(table="call", columns={"call_day": "call_day", "call_id": "call_id"})
 TABLES: tuple[Table, ...] = (
-    Table(name="call", kind=DataKind.TRAFFIC_DATA, day_column="call_day"),
-    Table(name="call_leg", kind=DataKind.TRAFFIC_DATA, day_column="call_day"),
-    Table(name="call_order", kind=DataKind.TRAFFIC_DATA, day_column="call_day"),
-    Table(name="call_address", kind=DataKind.IP_ADDRESS, day_column="address_day"),
+    Table(
+        name="call",
+        kind=DataKind.TRAFFIC_DATA,
+        day_column="call_day",
+        subject_column="visitor_id",
+    ),
+    Table(name="call_leg", kind=DataKind.TRAFFIC_DATA, day_column="call_day", via=_CALL),
+    Table(name="call_order", kind=DataKind.TRAFFIC_DATA, day_column="call_day", via=_CALL),
+    Table(
+        name="call_address",
+        kind=DataKind.IP_ADDRESS,
+        day_column="address_day",
+        via=Via(table="call", columns={"address_day": "call_day", "call_id": "call_id"}),
+    ),
 )
 
 CLASSIFICATION: Classification = {

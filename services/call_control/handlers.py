@@ -1,6 +1,6 @@
 """Per topic: load, decide, save, enqueue. Calls are carried out elsewhere (`switch.py`)."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from uuid import UUID
@@ -155,6 +155,12 @@ class Handlers:
                 ctx.count(topics.CALL_COMMAND, "ordered")
         await ctx.store.order("hang_up", orders, ctx.now)
         await ctx.store.note_early_hang_up(early, ctx.now)
+
+    async def with_active_call(
+        self, ctx: Context[Store], visitor_ids: Collection[UUID]
+    ) -> set[UUID]:
+        """Return those of the visitors whose call has not ended: its rows are in use."""
+        return await ctx.store.visitors_with_active_call(visitor_ids)
 
     def _may_come(self, call_id: UUID, ctx: Context[Store]) -> bool:
         """Whether a call's request may still be under way: its id is young enough to be dialled."""

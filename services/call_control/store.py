@@ -9,7 +9,7 @@ from uuid import UUID
 from services.call_control.backend import LegResult
 from services.call_control.domain import State, day_of
 from services.chassis import db
-from services.privacy.invariants import D1_NO_DAY_PARTITION_TOO_OLD
+from services.privacy.invariants import D1_NO_DAY_PARTITION_TOO_OLD, D2_INVARIANTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +178,7 @@ UPDATE holder SET renewed_at = $3 WHERE holder = $1 AND epoch = $2 AND renewed_a
 """
 
 INVARIANTS: dict[str, str] = {
+    **D2_INVARIANTS,
     # D1: a failure means that a day outlived its rule; did its order arrive?
     "d1_no_day_partition_too_old": D1_NO_DAY_PARTITION_TOO_OLD,
     # C1: a failure means that a leg was dialled without a reservation.

@@ -1,15 +1,29 @@
 """What each column is (D5), and which tables age."""
 
 from schemas.retention import DataKind
-from services.privacy.declare import Classification, PeriodStart, Table, personal
+from services.privacy.declare import (
+    Classification,
+    PartitionOf,
+    PeriodStart,
+    Returning,
+    Table,
+    personal,
+)
 
 TABLES = (
-    Table(name="consent_subject", kind=DataKind.AD_USE, day_column="subject_day"),
+    Table(
+        name="consent_subject",
+        kind=DataKind.AD_USE,
+        day_column="subject_day",
+        subject_column="visitor_id",
+        returning=Returning.ONE,
+    ),
     Table(
         name="consent_record",
         kind=DataKind.CONSENT_RECORD,
         day_column="ends_on",
-        drop_sql="SELECT partition, n_rows FROM consent_record_drop($1, $2)",
+        partition_of=PartitionOf.YEAR,
+        drop_function="consent_record_drop",
     ),
 )
 

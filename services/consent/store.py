@@ -9,12 +9,13 @@ import asyncpg
 
 from services.chassis import db
 from services.consent.domain import Decision, Verdict
-from services.privacy.invariants import D1_NO_DAY_PARTITION_TOO_OLD
+from services.privacy.invariants import D1_NO_DAY_PARTITION_TOO_OLD, D2_INVARIANTS
 
 DECISIONS_PER_PURPOSE_MAX = 256
 """Newest decisions per visitor and purpose that are read: a bound, far above what a person does."""
 
 INVARIANTS = {
+    **D2_INVARIANTS,
     "d1_no_day_partition_too_old": D1_NO_DAY_PARTITION_TOO_OLD,
     # one proof per visitor, one visitor per proof
     "one_proof_per_visitor": """

@@ -12,7 +12,28 @@ SHARED: Classification = {
         **personal("key payload", kind=DataKind.AD_USE, start=PeriodStart.EVENT),
     },
     "outbox_cursor": plain("single txid id"),
-    "retention_done": plain("order_id kind before_day counts done_at"),
+    "retention_done": plain("order_id kind before_day counts done_at action"),
+    "retention_later": plain("order_id content received_at"),
+    "privacy_table": plain(
+        "name kind day_column subject_column via own_columns via_columns returning_rows "
+        "partition_of drop_function"
+    ),
+    "privacy_protection": plain(
+        "protection_id is_restriction kinds from_day before_day names_visitors placed_at "
+        "released_at"
+    ),
+    # These two go with the hold or restriction that a case file names (R-D3, R-G4), or with the
+    # order that waits. Of the kinds that a kept row may have, the one with the shortest period.
+    "privacy_visitor": {
+        **plain("list_id"),
+        **personal("visitor_id", kind=DataKind.AD_USE, start=PeriodStart.EVENT),
+    },
+    "privacy_kept": {
+        **plain("protection_id source is_due order_id"),
+        **personal(
+            "row_key row_day visitor_id content", kind=DataKind.AD_USE, start=PeriodStart.EVENT
+        ),
+    },
     "_pogo_migration": plain("migration_id migration_hash schema_name applied"),
     "_pogo_version": plain("version installed"),
 }

@@ -9,24 +9,68 @@ from enum import StrEnum
 
 from schemas.retention import DataKind
 
-DAY_DROP_SQL = "SELECT partition, n_rows FROM chassis_day_drop($1, $2)"
+
+@dataclass(frozen=True, kw_only=True)
+class Via:
+    """How the rows of a table without a visitor's id hang on those of one that has it.
+
+    Attributes:
+        columns: own column -> column of the other table.
+    """
+
+    table: str
+    columns: Mapping[str, str]
+
+
+class Returning(StrEnum):
+    """How rows that a restriction set aside come back beside what was written since."""
+
+    TOGETHER = "together"
+    """A visitor's rows refer to each other: where a newer row has the key of one, none returns."""
+    EACH = "each"
+    """A row gives way to a newer one of its key; nothing else refers to it."""
+    ONE = "one"
+    """The table has one row per visitor: the first returns, and only where there is none."""
+
+
+class PartitionOf(StrEnum):
+    """What a partition holds."""
+
+    DAY = "day"
+    YEAR = "year"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """One table of personal data whose partitions go by age.
 
+    The database has the same facts (`privacy_table`, written by the service's migration), because
+    only its owner may say which rows an order may touch; a test holds the two together.
+
     Attributes:
         kind: the rule that governs it; one kind per table.
         day_column: the partition key, a date.
-        drop_sql: (table name, first day that stays) -> rows (partition, n_rows); for a table
-            whose partitions are no days, its own SECURITY DEFINER function.
+        subject_column: the visitor's id; None where rows hang on another table's (`via`), or name
+            no visitor at all.
+        drop_function: (table name, first day that stays) -> a row per partition that it dropped.
     """
 
     name: str
     kind: DataKind
     day_column: str
-    drop_sql: str = DAY_DROP_SQL
+    subject_column: str | None = None
+    via: Via | None = None
+    returning: Returning = Returning.TOGETHER
+    partition_of: PartitionOf = PartitionOf.DAY
+    drop_function: str = "privacy_day_drop"
+
+    def __post_init__(self) -> None:
+        assert self.subject_column is None or self.via is None
+
+    @property
+    def names_visitors(self) -> bool:
+        """Whether an order by visitor reaches its rows."""
+        return self.subject_column is not None or self.via is not None
 
 
 class PeriodStart(StrEnum):

@@ -1,92 +1,270 @@
-"""Carries out retention orders in any service: drop what is due, answer with counts (D1, D3, D4).
+"""Carries out retention orders in any service and answers with counts (D1, D2, D3, D4).
 
-One transaction holds the drop, its record and the receipt, so that there is no receipt without its
+One transaction holds the deed, its record and the receipt, so that there is no receipt without its
 deed and no deed without its receipt. An order that comes again gets the receipt of the first time.
+Rows are dropped, erased and set aside by the database owner's functions (`privacy_0003`), which
+spare what is protected whatever this code does; what is settled before is the service's.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
-from datetime import date, timedelta
+import json
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from schemas import topics
-from schemas.retention import DataKind, RetentionOrderV1, RetentionReceiptV1, TableCount
+from schemas.retention import (
+    DataKind,
+    RetentionAction,
+    RetentionOrderV1,
+    RetentionReceiptV1,
+    TableCount,
+)
 from services.chassis import db
 from services.chassis.context import Context
 from services.chassis.errors import Poison
 from services.chassis.received import Received
-from services.privacy.declare import DAY_DROP_SQL, Table
+from services.privacy.declare import PartitionOf, Table
 
 AHEAD_MAX = timedelta(minutes=5)
 """How far an order's instant may lie in the future on a stack that is no simulation."""
+WAITING_MAX = 20
+"""Orders tried again in one transaction."""
 
 
 BeforeDrop = Callable[[Context[Any], Table, RetentionOrderV1], Awaitable[None]]
+Busy = Callable[[Context[Any], Collection[UUID]], Awaitable[set[UUID]]]
+Settle = Callable[[Context[Any], Collection[UUID], date], Awaitable[None]]
 OrderHandler = Callable[[Context[Any], Sequence[Received[RetentionOrderV1]]], Awaitable[None]]
+Counts = tuple[TableCount, ...]
 
 
 async def _settle_nothing(_: Context[Any], __: Table, ___: RetentionOrderV1) -> None:
     """Stand in where a service has nothing to settle before a drop."""
 
 
-def on_retention_orders(
-    tables: Sequence[Table],
-    *,
-    simulation: bool,
-    before_drop: BeforeDrop = _settle_nothing,
-) -> OrderHandler:
-    """Return the service's handler of `retention-order`.
+async def _nobody_is_busy(_: Context[Any], __: Collection[UUID]) -> set[UUID]:
+    """Stand in where no row of a visitor is ever in use."""
+    return set()
 
-    Args:
-        tables: all its tables of personal data; an order of a kind that none of them has is
-            answered too, with no counts (D3).
-        simulation: whether orders may be as of an instant in the future.
-        before_drop: called per table, in the same transaction, before rows go: the service
-            settles what must outlive them, and may enqueue events.
+
+async def _nothing_is_open(_: Context[Any], __: Collection[UUID], ___: date) -> None:
+    """Stand in where a visitor has nothing to settle."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What a service does around an order, in the order's transaction.
+
+    Attributes:
+        before_drop: called per table before rows go: the service settles what must outlive them,
+            and may enqueue events.
+        busy: returns those of the visitors whose rows are in use (a live call): the order waits.
+        settle: closes what visitors have open in days before a day, before their rows go.
     """
 
-    async def handle(ctx: Context[Any], orders: Sequence[Received[RetentionOrderV1]]) -> None:
+    before_drop: BeforeDrop = _settle_nothing
+    busy: Busy = _nobody_is_busy
+    settle: Settle = _nothing_is_open
+
+
+class Executor:
+    """Carries out a service's orders; those that must wait are tried again by `retry`."""
+
+    def __init__(
+        self, tables: Sequence[Table], *, simulation: bool, hooks: Hooks | None = None
+    ) -> None:
+        """Take what the service declares.
+
+        Args:
+            tables: all its tables of personal data; an order of a kind that none of them has is
+                answered too, with no counts (D3).
+            simulation: whether orders may be as of an instant in the future.
+            hooks: the service's own part.
+        """
+        self._tables = tuple(tables)
+        self._simulation = simulation
+        self._hooks = hooks or Hooks()
+
+    async def on_orders(
+        self, ctx: Context[Any], orders: Sequence[Received[RetentionOrderV1]]
+    ) -> None:
+        """Handle `retention-order`: deed, record and receipt, or a place in the waiting line.
+
+        Raises:
+            Poison: the order contradicts what this service knows; nothing is changed.
+        """
         store = _Store(ctx.connection)
         for received in orders:
             order = received.event
-            if not simulation and order.as_of > ctx.now + AHEAD_MAX:
+            if not self._simulation and order.as_of > ctx.now + AHEAD_MAX:
                 raise Poison("order_from_the_future")
-            receipt = await store.receipt_of(order.order_id, ctx.service)
-            outcome = "repeated" if receipt else "carried_out"
-            if receipt is None:
-                receipt = await _carry_out(ctx, store, order, tables, before_drop)
-            elif receipt.kind is not order.kind:
-                raise Poison("order_differs")
-            ctx.outbox.add(topics.RETENTION_RECEIPT, receipt, cause=received)
+            outcome = await self._take(ctx, store, received)
             ctx.count(topics.RETENTION_ORDER, outcome)
 
-    return handle
+    async def retry(self, ctx: Context[Any]) -> int:
+        """Carry out waiting orders whose calls have ended; return how many."""
+        store = _Store(ctx.connection)
+        n_done = 0
+        for order in await store.waiting(WAITING_MAX):
+            counts: Counts | None = ()
+            # a restriction may be lifted while its order waits: then there is nothing left to do
+            if not await store.is_over(order.protection_id):
+                counts = await self._carry_out(ctx, store, order)
+            if counts is None:
+                continue
+            await store.stop_waiting(order)
+            ctx.outbox.add(topics.RETENTION_RECEIPT, await _record(ctx, store, order, counts))
+            n_done += 1
+        return n_done
+
+    async def _take(
+        self, ctx: Context[Any], store: "_Store", received: Received[RetentionOrderV1]
+    ) -> str:
+        """Take one order; return what became of it, a word to count it by."""
+        order = received.event
+        done = await store.done(order.order_id)
+        if done is not None:
+            if (done.kind, done.action) != (order.kind, order.action):
+                raise Poison("order_differs")
+            ctx.outbox.add(topics.RETENTION_RECEIPT, done.receipt(ctx.service), cause=received)
+            return "repeated"
+        if await store.is_waiting(order.order_id):
+            return "waiting"
+        counts = await self._carry_out(ctx, store, order)
+        if counts is None:
+            await store.wait(order, ctx.now)
+            return "later"
+        receipt = await _record(ctx, store, order, counts)
+        ctx.outbox.add(topics.RETENTION_RECEIPT, receipt, cause=received)
+        return "carried_out"
+
+    async def _carry_out(
+        self, ctx: Context[Any], store: "_Store", order: RetentionOrderV1
+    ) -> Counts | None:
+        """Do what an order says; None where it has to wait for a call to end."""
+        match order.action:
+            case RetentionAction.DROP:
+                return await self._drop(ctx, store, order)
+            case RetentionAction.ERASE:
+                return await self._take_rows(ctx, store, order)
+            case RetentionAction.HOLD:
+                await _protect(ctx, store, order)
+                return await store.held(order)
+            case RetentionAction.RESTRICT:
+                # at once, so that nothing goes while the order waits
+                await _protect(ctx, store, order)
+                return await self._take_rows(ctx, store, order)
+            case RetentionAction.RELEASE | RetentionAction.UNRESTRICT:
+                return await _release(ctx, store, order)
+
+    async def _drop(self, ctx: Context[Any], store: "_Store", order: RetentionOrderV1) -> Counts:
+        tables = [table for table in self._tables if table.kind is order.kind]
+        for table in tables:
+            await self._hooks.before_drop(ctx, table, order)
+        counts = await store.drop([table.name for table in tables], order)
+        if order.before_day > ctx.now.date() - timedelta(days=db.DAYS_BEHIND):
+            # only in a simulation: the days that are being written to went as well
+            await store.restore_days(tables, ctx.now.date())
+        return counts
+
+    async def _take_rows(
+        self, ctx: Context[Any], store: "_Store", order: RetentionOrderV1
+    ) -> Counts | None:
+        """Erase visitors' rows, or set them aside under their restriction."""
+        names = [t.name for t in self._tables if t.kind in order.kinds and t.names_visitors]
+        if not names:
+            return ()
+        if await self._hooks.busy(ctx, order.visitor_ids):
+            return None
+        await self._hooks.settle(ctx, order.visitor_ids, order.before_day)
+        return await store.take(names, order)
 
 
-async def _carry_out(
-    ctx: Context[Any],
-    store: "_Store",
-    order: RetentionOrderV1,
-    tables: Sequence[Table],
-    before_drop: BeforeDrop,
+def on_retention_orders(
+    tables: Sequence[Table], *, simulation: bool, before_drop: BeforeDrop = _settle_nothing
+) -> OrderHandler:
+    """Return the handler of a service whose orders never wait; see `Executor`."""
+    return Executor(tables, simulation=simulation, hooks=Hooks(before_drop=before_drop)).on_orders
+
+
+async def _record(
+    ctx: Context[Any], store: "_Store", order: RetentionOrderV1, counts: Counts
 ) -> RetentionReceiptV1:
-    counts = []
-    for table in tables:
-        if table.kind is order.kind:
-            await before_drop(ctx, table, order)
-            counts.append(await store.drop(table, order))
-            if order.before_day > ctx.now.date() - timedelta(days=db.DAYS_BEHIND):
-                # only in a simulation: the days that are being written to went as well
-                await store.restore_days(table, ctx.now.date())
-    receipt = RetentionReceiptV1(
+    done = _Done(
         order_id=order.order_id,
-        service=ctx.service,
         kind=order.kind,
-        counts=tuple(counts),
+        action=order.action,
+        counts=counts,
         done_at=ctx.now,
     )
-    await store.save(order, receipt)
-    return receipt
+    await store.save(done, order.before_day)
+    return done.receipt(ctx.service)
+
+
+async def _protect(ctx: Context[Any], store: "_Store", order: RetentionOrderV1) -> None:
+    """Place a hold or restriction, or add visitors to it.
+
+    Raises:
+        Poison: its id is another one's, or it is over: what it kept is gone, it cannot begin anew.
+    """
+    known = await store.protection(order.protection_id)
+    if known is not None and known.is_over:
+        raise Poison("protection_is_over")
+    if known is not None and known != _Protection.of(order):
+        raise Poison("protection_differs")
+    await store.protect(order, ctx.now)
+
+
+async def _release(ctx: Context[Any], store: "_Store", order: RetentionOrderV1) -> Counts:
+    known = await store.protection(order.protection_id)
+    restricts = order.action is RetentionAction.UNRESTRICT
+    if known is not None and known.is_restriction != restricts:
+        raise Poison("protection_differs")
+    return await store.release(order, ctx.now)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Done:
+    """What was done about an order."""
+
+    order_id: UUID
+    kind: DataKind
+    action: RetentionAction
+    counts: Counts
+    done_at: datetime
+
+    def receipt(self, service: str) -> RetentionReceiptV1:
+        return RetentionReceiptV1(
+            order_id=self.order_id,
+            service=service,
+            kind=self.kind,
+            counts=self.counts,
+            done_at=self.done_at,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Protection:
+    """A hold or restriction without the visitors it names: they may become more."""
+
+    is_restriction: bool
+    kinds: frozenset[str]
+    from_day: date | None
+    before_day: date
+    names_visitors: bool
+    is_over: bool = False
+
+    @classmethod
+    def of(cls, order: RetentionOrderV1) -> "_Protection":
+        return cls(
+            is_restriction=order.action is RetentionAction.RESTRICT,
+            kinds=frozenset(kind.value for kind in order.kinds),
+            from_day=order.from_day,
+            before_day=order.before_day,
+            names_visitors=bool(order.visitor_ids),
+        )
 
 
 class _Store:
@@ -95,39 +273,170 @@ class _Store:
     def __init__(self, connection: db.Connection) -> None:
         self._connection = connection
 
-    async def receipt_of(self, order_id: UUID, service: str) -> RetentionReceiptV1 | None:
+    async def done(self, order_id: UUID) -> _Done | None:
         row = await self._connection.fetchrow(
-            "SELECT kind, counts, done_at FROM retention_done WHERE order_id = $1", order_id
+            "SELECT kind, action, counts, done_at FROM retention_done WHERE order_id = $1", order_id
         )
         if row is None:
             return None
-        return RetentionReceiptV1(
+        return _Done(
             order_id=order_id,
-            service=service,
             kind=DataKind(row["kind"]),
+            action=RetentionAction(row["action"]),
             counts=tuple(TableCount(**count) for count in row["counts"]),
             done_at=row["done_at"],
         )
 
-    async def drop(self, table: Table, order: RetentionOrderV1) -> TableCount:
-        rows = await self._connection.fetch(table.drop_sql, table.name, order.before_day)
-        return TableCount(
-            table=table.name, n_partitions=len(rows), n_rows=sum(row["n_rows"] for row in rows)
-        )
-
-    async def restore_days(self, table: Table, today: date) -> None:
-        if table.drop_sql == DAY_DROP_SQL:
-            await db.ensure_days(self._connection, [db.DayTable(table.name)], today)
-
-    async def save(self, order: RetentionOrderV1, receipt: RetentionReceiptV1) -> None:
+    async def save(self, done: _Done, before_day: date) -> None:
         await self._connection.execute(
             """
-            INSERT INTO retention_done (order_id, kind, before_day, counts, done_at)
-            VALUES ($1, $2, $3, $4, $5)
+            INSERT INTO retention_done (order_id, kind, action, before_day, counts, done_at)
+            VALUES ($1, $2, $3, $4, $5, $6)
             """,
-            order.order_id,
-            order.kind.value,
-            order.before_day,
-            [count.model_dump() for count in receipt.counts],
-            receipt.done_at,
+            done.order_id,
+            done.kind.value,
+            done.action.value,
+            before_day,
+            [count.model_dump() for count in done.counts],
+            done.done_at,
         )
+
+    # ------------------------------------------------------------------ drop, take
+
+    async def drop(self, names: Sequence[str], order: RetentionOrderV1) -> Counts:
+        rows = await self._connection.fetch(
+            """
+            SELECT source AS table, n_partitions, n_rows, n_held, n_restricted
+            FROM privacy_drop($1, $2, $3)
+            """,
+            list(names),
+            order.before_day,
+            order.order_id,
+        )
+        return tuple(TableCount(**row) for row in rows)
+
+    async def restore_days(self, tables: Sequence[Table], today: date) -> None:
+        days = [db.DayTable(t.name) for t in tables if t.partition_of is PartitionOf.DAY]
+        await db.ensure_days(self._connection, days, today)
+
+    async def take(self, names: Sequence[str], order: RetentionOrderV1) -> Counts:
+        rows = await self._connection.fetch(
+            """
+            SELECT source AS table, 0 AS n_partitions, n_rows, n_held, n_restricted
+            FROM privacy_take($1, $2, $3, $4, $5)
+            """,
+            list(names),
+            list(order.visitor_ids),
+            order.before_day,
+            order.order_id,
+            order.protection_id,
+        )
+        return tuple(TableCount(**row) for row in rows)
+
+    # ------------------------------------------------------------------ protections
+
+    async def protection(self, protection_id: UUID | None) -> _Protection | None:
+        row = await self._connection.fetchrow(
+            "SELECT * FROM privacy_protection WHERE protection_id = $1", protection_id
+        )
+        if row is None:
+            return None
+        return _Protection(
+            is_restriction=row["is_restriction"],
+            kinds=frozenset(row["kinds"]),
+            from_day=row["from_day"],
+            before_day=row["before_day"],
+            names_visitors=row["names_visitors"],
+            is_over=row["released_at"] is not None,
+        )
+
+    async def is_over(self, protection_id: UUID | None) -> bool:
+        known = await self.protection(protection_id)
+        return known is not None and known.is_over
+
+    async def protect(self, order: RetentionOrderV1, now: datetime) -> None:
+        await self._connection.execute(
+            "SELECT privacy_protect($1, $2, $3, $4, $5, $6, $7, $8)",
+            order.protection_id,
+            order.action is RetentionAction.RESTRICT,
+            sorted(kind.value for kind in order.kinds),
+            order.from_day,
+            order.before_day,
+            list(order.visitor_ids),
+            order.order_id,
+            now,
+        )
+
+    async def held(self, order: RetentionOrderV1) -> Counts:
+        rows = await self._connection.fetch(
+            "SELECT source, n_rows FROM privacy_count($1)", order.protection_id
+        )
+        return tuple(
+            TableCount(table=row["source"], n_partitions=0, n_rows=0, n_held=row["n_rows"])
+            for row in rows
+        )
+
+    async def release(self, order: RetentionOrderV1, now: datetime) -> Counts:
+        spared = "n_held" if order.action is RetentionAction.RELEASE else "n_restricted"
+        rows = await self._connection.fetch(
+            "SELECT source, n_rows, n_spared FROM privacy_release($1, $2, $3, $4)",
+            order.protection_id,
+            order.action is RetentionAction.UNRESTRICT,
+            order.before_day,
+            now,
+        )
+        return tuple(
+            TableCount.model_validate(
+                {
+                    "table": row["source"],
+                    "n_partitions": 0,
+                    "n_rows": row["n_rows"],
+                    spared: row["n_spared"],
+                }
+            )
+            for row in rows
+        )
+
+    # ------------------------------------------------------------------ orders that wait
+
+    async def is_waiting(self, order_id: UUID) -> bool:
+        found = await self._connection.fetchval(
+            "SELECT true FROM retention_later WHERE order_id = $1", order_id
+        )
+        return bool(found)
+
+    async def wait(self, order: RetentionOrderV1, now: datetime) -> None:
+        """Keep an order; the visitors whom it names in a partition that goes with it."""
+        await self._connection.execute(
+            "SELECT privacy_wait($1, $2)", order.order_id, list(order.visitor_ids)
+        )
+        await self._connection.execute(
+            "INSERT INTO retention_later (order_id, content, received_at) VALUES ($1, $2, $3)",
+            order.order_id,
+            order.model_dump(mode="json", exclude={"visitor_ids"}),
+            now,
+        )
+
+    async def waiting(self, limit: int) -> list[RetentionOrderV1]:
+        """Return orders that wait, oldest first; skips what another process is at."""
+        rows = await self._connection.fetch(
+            """
+            SELECT l.content, ARRAY(SELECT v.visitor_id::text FROM privacy_visitor v
+                                    WHERE v.list_id = l.order_id) AS visitor_ids
+            FROM retention_later l
+            ORDER BY l.received_at, l.order_id LIMIT $1 FOR UPDATE OF l SKIP LOCKED
+            """,
+            limit,
+        )
+        return [
+            RetentionOrderV1.model_validate_json(
+                json.dumps({**row["content"], "visitor_ids": row["visitor_ids"]})
+            )
+            for row in rows
+        ]
+
+    async def stop_waiting(self, order: RetentionOrderV1) -> None:
+        await self._connection.execute(
+            "DELETE FROM retention_later WHERE order_id = $1", order.order_id
+        )
+        await self._connection.execute("SELECT privacy_wait_end($1)", order.order_id)

@@ -33,11 +33,13 @@ class Order:
 
 @dataclass(frozen=True, kw_only=True)
 class Count:
-    """How much of one table or topic went."""
+    """How much of one table or topic went, and what a hold or restriction spared of it."""
 
     table: str
     n_partitions: int
     n_rows: int
+    n_held: int = 0
+    n_restricted: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,7 +69,13 @@ def _from_wire(event: RetentionReceiptV1) -> Receipt:
         service=event.service,
         kind=event.kind.value,
         counts=tuple(
-            Count(table=count.table, n_partitions=count.n_partitions, n_rows=count.n_rows)
+            Count(
+                table=count.table,
+                n_partitions=count.n_partitions,
+                n_rows=count.n_rows,
+                n_held=count.n_held,
+                n_restricted=count.n_restricted,
+            )
             for count in event.counts
         ),
         done_at=event.done_at,

@@ -1,9 +1,8 @@
 """All SQL of this service."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date, datetime, timedelta
-from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -205,7 +204,7 @@ class Store:
                     receipt.order_id,
                     receipt.service,
                     receipt.kind,
-                    [_count_as_json(count) for count in receipt.counts],
+                    [asdict(count) for count in receipt.counts],
                     receipt.done_at,
                     received_at,
                 )
@@ -257,7 +256,3 @@ def _receipt(row: asyncpg.Record) -> Receipt:
         counts=tuple(Count(**count) for count in row["counts"]),
         done_at=row["done_at"],
     )
-
-
-def _count_as_json(count: Count) -> dict[str, Any]:
-    return {"table": count.table, "n_partitions": count.n_partitions, "n_rows": count.n_rows}

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, astuple
 from typing import Any
 
 from services.retention import domain
@@ -27,14 +28,7 @@ def describe(standing: Standing) -> dict[str, Any]:
             {
                 "service": receipt.service,
                 "done_at": receipt.done_at.isoformat(),
-                "counts": [
-                    {
-                        "table": count.table,
-                        "n_partitions": count.n_partitions,
-                        "n_rows": count.n_rows,
-                    }
-                    for count in receipt.counts
-                ],
+                "counts": [asdict(count) for count in receipt.counts],
             }
             for receipt in standing.receipts
         ],
@@ -60,7 +54,9 @@ def as_json(sweep: Sweep) -> str:
 
 def as_table(sweep: Sweep) -> str:
     """Return a sweep as a table: what went, per kind, service and table."""
-    rows = [("kind", "rule", "before", "service", "table", "partitions", "rows")]
+    rows: list[Sequence[str]] = [
+        ("kind", "rule", "before", "service", "table", "partitions", "rows", "held", "restricted")
+    ]
     for standing in sweep.orders:
         order = standing.order
         head = order.kind, order.requirement, order.before_day.isoformat()
@@ -68,14 +64,11 @@ def as_table(sweep: Sweep) -> str:
         for service in order.expected:
             receipt = answered.get(service)
             if receipt is None:
-                rows.append((*head, service, "no answer yet", "", ""))
+                rows.append((*head, service, "no answer yet", "", "", "", ""))
                 continue
-            rows.extend(
-                (*head, service, count.table, str(count.n_partitions), str(count.n_rows))
-                for count in receipt.counts
-            )
+            rows.extend((*head, service, *map(str, astuple(count))) for count in receipt.counts)
             if not receipt.counts:
-                rows.append((*head, service, "holds none", "0", "0"))
+                rows.append((*head, service, "holds none", "0", "0", "0", "0"))
     state = "complete" if domain.is_complete(sweep) else "NOT complete"
     return f"sweep {sweep.sweep_id} as of {sweep.as_of.isoformat()}: {state}\n{columns(rows)}"
 

@@ -199,6 +199,46 @@ async def test_a_receipt_again_changes_nothing(bench: Bench[Store]) -> None:
     assert await answer(bench, one) == {"repeated": 1}
 
 
+async def test_what_was_spared_is_part_of_the_evidence(bench: Bench[Store]) -> None:
+    """R-D3, D2, D4: held and restricted rows are counted, kept and shown."""
+    sweep, (order, *_) = await make_sweep(bench, again=True)
+    spared = TableCount(table="ad_view", n_partitions=1, n_rows=5, n_held=3, n_restricted=2)
+    one = receipt(order, "consent").model_copy(update={"counts": (spared,)})
+    assert await answer(bench, one, one) == {"new": 1, "repeated": 1}
+    body = (await get(bench, f"/v1/orders/{order.order_id}")).json()
+    assert body["receipts"][0]["counts"] == [spared.model_dump()]
+    async with bench.transaction() as ctx:
+        found = await ctx.store.sweep(sweep.sweep_id)
+    assert found is not None
+    (line,) = [line for line in as_table(found).splitlines() if "ad_view" in line]
+    assert line.split()[-4:] == ["1", "5", "3", "2"]
+    fewer = one.model_copy(update={"counts": (spared.model_copy(update={"n_held": 0}),)})
+    with pytest.raises(Poison, match=Answer.CONTRADICTS.value):
+        await answer(bench, fewer)
+
+
+async def test_a_receipt_of_before_counts_nothing_as_spared(
+    bench: Bench[Store], world: World
+) -> None:
+    """R-D9: evidence that was written when there were no holds reads as it was meant."""
+    _, (order, *_) = await make_sweep(bench, again=True)
+    owner = await asyncpg.connect(world.owner_url("retention"))
+    try:
+        await owner.execute(
+            """
+            INSERT INTO retention_receipt
+            VALUES ($1, 'consent', $2, '[{"table": "ad_view", "n_partitions": 1, "n_rows": 4}]',
+                    $3, $3)
+            """,
+            order.order_id,
+            order.kind.value,
+            order.as_of,
+        )
+    finally:
+        await owner.close()
+    assert await answer(bench, receipt(order, "consent", 4)) == {"repeated": 1}
+
+
 async def test_receipts_that_prove_nothing_are_poison(bench: Bench[Store]) -> None:
     """D3, R-D9."""
     _, (order, *_) = await make_sweep(bench, again=True)
