@@ -26,7 +26,7 @@ from testcontainers.core.docker_client import DockerClient
 
 from deploy.access import AccessProvisioner
 from deploy.local.identity import ProcessIdentity
-from deploy.local.layout import ROOT
+from deploy.local.layout import ROOT, read_document
 from services.chassis.kafka import KafkaLogin
 from tests.support.containers import (
     LABEL,
@@ -237,9 +237,10 @@ async def test_what_a_killed_watcher_left_goes_and_what_runs_stays(world: World)
 
 
 RUN = """
-import pathlib, time
-from tests.support import stack
-print(stack.infrastructure().kafka.bootstrap, flush=True)
+import time
+from tests.support.stack import infrastructure
+infrastructure()
+print("ready", flush=True)
 time.sleep(600)
 """
 
@@ -252,30 +253,15 @@ async def test_a_killed_run_leaves_no_container_and_no_file() -> None:
     run = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", RUN), cwd=ROOT, env=own, stdout=subprocess.PIPE
     )
+    folder = ROOT / "var" / f"tests-{run.pid}"
     try:
         assert run.stdout is not None
-        bootstrap = await run.stdout.readline()
-        port = bootstrap.decode().strip().rpartition(":")[2]
-        client = DockerClient().client
-
-        def labels() -> set[str]:
-            # a network address of the engine's own differs: the mapped port is the container's
-            return {
-                container.labels[LABEL]
-                for container in client.containers.list(filters={"label": LABEL})
-                if any(
-                    binding["HostPort"] == port
-                    for bindings in container.ports.values()
-                    for binding in bindings or ()
-                )
-            }
-
-        (watcher,) = labels()
+        assert await run.stdout.readline() == b"ready\n"
+        watcher = read_document(folder / "state.json")["watcher"]
         assert len(containers_of(watcher)) == 2
     finally:
         run.kill()
         await run.wait()
-    folder = ROOT / "var" / f"tests-{run.pid}"
 
     async def is_gone() -> bool:
         return not await asyncio.to_thread(containers_of, watcher) and not folder.exists()

@@ -34,7 +34,7 @@ from tests.support.stack import infrastructure_of
 
 POSTGRES_IMAGE, POSTGRES_PORT = "postgres:18", 5432
 KAFKA_IMAGE, KAFKA_PORT = "apache/kafka:4.3.0", 9092
-READY_TIMEOUT_S = 90.0
+READY_TIMEOUT_S = 180.0
 LABEL = "minutes.tests.watcher"
 """On each container: the process that looks after it (`watcher_name`)."""
 _FILES = "/stack"
@@ -128,20 +128,23 @@ KAFKA_SCRIPT = (
 class Server(DockerContainer):
     """A container that waits for its files, because they name the address it gets at its start."""
 
-    def __init__(self, image: str, port: int, script: str, **environment: str) -> None:
-        own = ProcessIdentity.of(os.getpid())
-        assert own is not None
+    def __init__(
+        self, image: str, port: int, script: str, *, watcher: str, **environment: str
+    ) -> None:
         super().__init__(image, env=environment)
         self._inner_port = port
         self.with_exposed_ports(port)
         wait = f"until [ -e {_COMPLETE} ]; do sleep 0.1; done"
         self.with_command(["sh", "-c", f"{wait}; {script}"])
-        self.with_kwargs(labels={LABEL: watcher_name(own)})
+        self.with_kwargs(labels={LABEL: watcher})
 
     @property
     def address(self) -> str:
         """Where clients reach it: host:port."""
-        return f"{self.get_container_host_ip()}:{self.get_exposed_port(self._inner_port)}"
+        host = self.get_container_host_ip()
+        # the engine may give IPv6 another port, where this one may lead to another server
+        host = "127.0.0.1" if host == "localhost" else host
+        return f"{host}:{self.get_exposed_port(self._inner_port)}"
 
     def give(self, files: Mapping[str, str]) -> None:
         """Give it its files; it starts when all are there."""
@@ -194,10 +197,14 @@ def servers(layout: Layout) -> Iterator[Infrastructure]:
     # this process removes them, and the next run what a killed one left: no third image is needed
     testcontainers_config.ryuk_disabled = True
     layout.secrets(["postgres"], kafka.USERS)
+    own = ProcessIdentity.of(os.getpid())
+    assert own is not None
+    watcher = watcher_name(own)
     database = Server(
         POSTGRES_IMAGE,
         POSTGRES_PORT,
         POSTGRES_SCRIPT,
+        watcher=watcher,
         POSTGRES_PASSWORD_FILE=f"{_FILES}/password",
         POSTGRES_INITDB_ARGS="--encoding UTF8 --locale-provider builtin --builtin-locale C.UTF-8"
         " --locale C",
@@ -206,6 +213,7 @@ def servers(layout: Layout) -> Iterator[Infrastructure]:
         KAFKA_IMAGE,
         KAFKA_PORT,
         KAFKA_SCRIPT,
+        watcher=watcher,
         KAFKA_HEAP_OPTS="-Xmx512m",
         KAFKA_LOG4J_OPTS=f"-Dlog4j2.configurationFile={_FILES}/log4j2.properties",
     )
@@ -215,7 +223,7 @@ def servers(layout: Layout) -> Iterator[Infrastructure]:
         certificates = Certificates.of(layout, sorted({"localhost", *hosts}))
         database.give(postgres_files(layout, certificates))
         broker.give(kafka_files(layout, certificates, addresses["kafka"]))
-        write_private(layout.state_path, {"phase": "starting", **addresses})
+        write_private(layout.state_path, {"phase": "starting", "watcher": watcher, **addresses})
         found = infrastructure_of(layout)
         asyncio.run(_until_ready(database, broker, found))
         yield found
