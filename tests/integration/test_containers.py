@@ -215,7 +215,7 @@ async def test_whoever_sets_rights_refuses_kafka_of_another_authority(
 
 def containers_of(name: str) -> list[Container]:
     found: list[Container] = DockerClient().client.containers.list(
-        all=True, filters={"label": f"{LABEL}={name}"}
+        all=True, filters={"label": f"{LABEL}={name}"}, ignore_removed=True
     )
     return found
 

@@ -176,7 +176,10 @@ def _check_engine() -> DockerClient:
 def remove_left_over() -> None:
     """Remove the containers of watchers of this machine that died without doing so."""
     machine = _machine()
-    for container in DockerClient().client.containers.list(all=True, filters={"label": LABEL}):
+    # one that goes while they are listed is gone, and no error
+    for container in DockerClient().client.containers.list(
+        all=True, filters={"label": LABEL}, ignore_removed=True
+    ):
         name = container.labels[LABEL]
         pid, _, ticks = name.removeprefix(machine).partition("/")
         if name.startswith(machine) and not ProcessIdentity(int(pid), int(ticks)).is_alive:
