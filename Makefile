@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Everything they need is brought into this folder.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap demo test check export lock bench recovery chaos up down status logs clean
+.PHONY: help bootstrap demo test test-containers check export lock bench recovery chaos up down status logs clean
 
 # the first interpreter that runs and is of a version the project supports
 PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
@@ -18,7 +18,7 @@ REPLAY ?=
 PYTEST_ARGUMENTS ?=
 
 help: ## list what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 bootstrap: ## fetch what is missing into .tools and .venv
 	@command -v $(PYTHON) >/dev/null || { echo "Python is missing: sudo apt-get install python3 python3-venv"; exit 1; }
@@ -30,6 +30,14 @@ demo: bootstrap ## the whole story in one terminal (VISITORS=50: fifty at once)
 test: bootstrap ## all tests but the long ones (PYTEST_ARGUMENTS="-k name")
 	@SIPP=$$($(RUN) deploy/bootstrap.py sipp) || exit 1; export SIPP; \
 	$(RUN) -m pytest -n 2 --dist loadscope $(PYTEST_ARGUMENTS)
+
+CONTAINER_TESTS ?= tests/integration/test_containers.py tests/component/chassis \
+	tests/integration/test_chassis_process.py tests/integration/test_consent.py \
+	tests/integration/test_calls.py
+
+test-containers: bootstrap ## a chosen part on PostgreSQL and Kafka from their images, by TLS (needs a Docker engine)
+	@STACK=containers $(RUN) -m pytest -n 2 --dist loadscope -m 'not chaos and not perf' \
+	$(CONTAINER_TESTS) $(PYTEST_ARGUMENTS)
 
 check: bootstrap ## static checks: format, lint, types, layers, exported schemas
 	@$(RUN) -m ruff format --check .

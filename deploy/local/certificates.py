@@ -1,5 +1,6 @@
 """Certificates of a local stack that is asked to speak TLS: an authority of its own, one server."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,14 +35,21 @@ class Certificates:
         return found if uses_tls else None
 
     @classmethod
-    def of(cls, layout: Layout) -> "Certificates":
-        """Return the stack's certificates, made at the first need."""
+    def of(
+        cls, layout: Layout, names: Sequence[str] = ("127.0.0.1", "localhost")
+    ) -> "Certificates":
+        """Return the stack's certificates, made at the first need.
+
+        Args:
+            layout: the stack's.
+            names: the servers' names and addresses; later calls do not change them.
+        """
         found = cls._at(layout)
         if not found.server_file.exists():
             found.ca_file.parent.mkdir(mode=0o700, exist_ok=True)
             authority = trustme.CA(organization_name="local stack")
             authority.cert_pem.write_to_path(str(found.ca_file))
-            server = authority.issue_cert("127.0.0.1", "localhost")
+            server = authority.issue_cert(*names)
             parts = [_pkcs8(server.private_key_pem.bytes())]
             parts += [part.bytes() for part in server.cert_chain_pems]
             parts.append(authority.cert_pem.bytes())

@@ -91,6 +91,64 @@ def port_names(n_nodes: int) -> list[str]:
     return [port for name in names for port in (name, f"{name}_controller")]
 
 
+def login_settings(listener: str, password: str) -> dict[str, str]:
+    """Return how a node logs in: as a user of a listener, to controllers by its settings.
+
+    Args:
+        listener: the one between nodes, in small letters.
+        password: of `BROKER`.
+    """
+    security = "org.apache.kafka.common.security"
+    return {
+        f"listener.name.{listener}.scram-sha-512.sasl.jaas.config": (
+            f'{security}.scram.ScramLoginModule required username="{BROKER}" password="{password}";'
+        ),
+        "listener.name.controller.plain.sasl.jaas.config": (
+            f"{security}.plain.PlainLoginModule required"
+            f' username="{BROKER}" password="{password}" user_{BROKER}="{password}";'
+        ),
+    }
+
+
+def replica_settings(n_nodes: int) -> dict[str, str]:
+    """Return how many nodes have a record: where it is on two, one may be lost."""
+    n_replicas, n_in_sync = str(n_nodes), "2" if n_nodes > 1 else "1"
+    return {
+        "default.replication.factor": n_replicas,
+        "min.insync.replicas": n_in_sync,
+        "offsets.topic.replication.factor": n_replicas,
+        "transaction.state.log.replication.factor": n_replicas,
+        "transaction.state.log.min.isr": n_in_sync,
+        "share.coordinator.state.topic.replication.factor": n_replicas,
+        "share.coordinator.state.topic.min.isr": n_in_sync,
+    }
+
+
+def tls_settings(server_file: str, ca_file: str) -> dict[str, str]:
+    """Return what a node shows and what it trusts, both PEM."""
+    return {
+        "ssl.keystore.type": "PEM",
+        "ssl.keystore.location": server_file,
+        "ssl.truststore.type": "PEM",
+        "ssl.truststore.location": ca_file,
+    }
+
+
+def format_arguments(cluster_id: str, settings: str, passwords: Mapping[str, str]) -> list[str]:
+    """Return the lines of the storage tool's argument file: the data begins with the users.
+
+    Args:
+        cluster_id: see `new_id`.
+        settings: where the node's settings are.
+        passwords: of `USERS`.
+    """
+    users = [f"{MECHANISM}=[name={user},password={passwords[user]}]" for user in USERS]
+    # an id that begins with a dash would be taken for an option
+    return [f"--cluster-id={cluster_id}", "-c", settings] + [
+        word for user in users for word in ("--add-scram", user)
+    ]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
     """What all nodes of one stack's Kafka share.
@@ -169,12 +227,13 @@ class Cluster:
                 f"{' by an older version' if made.get('format') != _FORMAT else ''}, {self.n_nodes}"
                 " are asked for: remove the data with `make clean`, or ask for as many."
             )
-        cluster_id = made.get("id") or _new_id()
+        cluster_id = made.get("id") or new_id()
         path.write_text(json.dumps(wanted | {"id": cluster_id}), encoding="utf-8")
         await asyncio.gather(*(node.prepare(cluster_id) for node in self.nodes()))
 
 
-def _new_id() -> str:
+def new_id() -> str:
+    """Return an id for a cluster."""
     return base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
 
 
@@ -209,11 +268,7 @@ class Kafka:
     def _own_settings(self) -> dict[str, str]:
         cluster = self._cluster
         controller_port = cluster.controller_port(self.name)
-        n_replicas = str(cluster.n_nodes)
-        n_in_sync = "2" if cluster.n_nodes > 1 else "1"
         protocol = "SASL_SSL" if cluster.certificates else "SASL_PLAINTEXT"
-        password = cluster.passwords[BROKER]
-        security = "org.apache.kafka.common.security"
         settings = {
             "node.id": str(self._number),
             "controller.quorum.voters": cluster.voters,
@@ -221,30 +276,13 @@ class Kafka:
             "listeners": f"CLIENT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{controller_port}",
             "advertised.listeners": f"CLIENT://127.0.0.1:{self.port}",
             "listener.security.protocol.map": f"CLIENT:{protocol},CONTROLLER:{protocol}",
-            "listener.name.client.scram-sha-512.sasl.jaas.config": (
-                f"{security}.scram.ScramLoginModule required"
-                f' username="{BROKER}" password="{password}";'
-            ),
-            "listener.name.controller.plain.sasl.jaas.config": (
-                f"{security}.plain.PlainLoginModule required"
-                f' username="{BROKER}" password="{password}" user_{BROKER}="{password}";'
-            ),
-            # an acknowledged record is on two nodes, so that one may be lost
-            "default.replication.factor": n_replicas,
-            "min.insync.replicas": n_in_sync,
-            "offsets.topic.replication.factor": n_replicas,
-            "transaction.state.log.replication.factor": n_replicas,
-            "transaction.state.log.min.isr": n_in_sync,
-            "share.coordinator.state.topic.replication.factor": n_replicas,
-            "share.coordinator.state.topic.min.isr": n_in_sync,
         }
+        settings |= login_settings("client", cluster.passwords[BROKER])
+        settings |= replica_settings(cluster.n_nodes)
         if cluster.certificates:
-            settings |= {
-                "ssl.keystore.type": "PEM",
-                "ssl.keystore.location": str(cluster.certificates.server_file),
-                "ssl.truststore.type": "PEM",
-                "ssl.truststore.location": str(cluster.certificates.ca_file),
-            }
+            settings |= tls_settings(
+                str(cluster.certificates.server_file), str(cluster.certificates.ca_file)
+            )
         return settings
 
     async def prepare(self, cluster_id: str) -> None:
@@ -260,14 +298,8 @@ class Kafka:
         arguments = self._folder / "format.arguments"
         # and not to the log: it prints what the passwords are checked against
         output = self._folder / "format.output"
-        users = [
-            f"{MECHANISM}=[name={user},password={self._cluster.passwords[user]}]" for user in USERS
-        ]
         _write_private(
-            arguments,
-            # an id that begins with a dash would be taken for an option
-            [f"--cluster-id={cluster_id}", "-c", str(self._settings)]
-            + [word for user in users for word in ("--add-scram", user)],
+            arguments, format_arguments(cluster_id, str(self._settings), self._cluster.passwords)
         )
         _write_private(output, [])
         try:

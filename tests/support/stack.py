@@ -2,8 +2,10 @@
 
 The first worker that needs the servers starts them in a process of their own, which ends, data and
 all, when the run does (it watches the pid of pytest, or of the process that commands xdist's
-workers). `STACK_KAFKA` (an administrator's user:password@host:port) and `STACK_POSTGRES` (an
-administrator's URL), set together, name servers from outside instead.
+workers). `STACK=containers` takes both from the official images instead, by TLS, where a Docker
+engine answers (`tests.support.containers`). `STACK_KAFKA` (an administrator's
+user:password@host:port) and `STACK_POSTGRES` (an administrator's URL), set together, name servers
+from outside.
 """
 
 import asyncio
@@ -19,8 +21,10 @@ from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
+from urllib.parse import quote, urlencode
 
 from deploy.access import provision_access, remove_access, rights, user_names
+from deploy.local.certificates import Certificates
 from deploy.local.control import kafka_login
 from deploy.local.environment import Surroundings, port_names
 from deploy.local.kafka import ADMINISTRATOR
@@ -42,6 +46,8 @@ from services.chassis.kafka import KafkaLogin
 from services.chassis.secret import Secret
 
 START_TIMEOUT_S = 90.0
+CONTAINERS_START_TIMEOUT_S = 600.0
+"""The images may have to be pulled first."""
 _numbers = itertools.count(1)
 
 T = TypeVar("T")
@@ -58,6 +64,9 @@ def infrastructure() -> Infrastructure:
     kafka, postgres = os.environ.get("STACK_KAFKA"), os.environ.get("STACK_POSTGRES")
     if bool(kafka) != bool(postgres):
         raise RuntimeError("Set both STACK_KAFKA and STACK_POSTGRES, or neither.")
+    in_containers = _asks_for_containers()
+    if in_containers and kafka:
+        raise RuntimeError("Set STACK=containers, or STACK_KAFKA and STACK_POSTGRES, not both.")
     if kafka and postgres:
         user, _, password = kafka.rpartition("@")[0].partition(":")
         login = KafkaLogin(
@@ -69,7 +78,15 @@ def infrastructure() -> Infrastructure:
     with (layout.folder.parent / "tests.lock").open("w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if read_document(layout.state_path).get("phase") != "ready":
-            _start_servers(layout)
+            if in_containers:
+                command = ["tests.support.containers", str(layout.folder), str(run_pid())]
+                _start_servers(layout, command, CONTAINERS_START_TIMEOUT_S)
+            else:
+                command = ["deploy.local", "run", "--folder", str(layout.folder)]
+                command += ["--servers-only", "--disposable", "--while-pid", str(run_pid())]
+                _start_servers(layout, command, START_TIMEOUT_S)
+    if in_containers:
+        return infrastructure_of(layout)
     ports = read_document(layout.folder / "stack.json")["ports"]
     password = read_document(layout.secrets_path)["passwords"]["postgres"]
     return Infrastructure(
@@ -78,23 +95,46 @@ def infrastructure() -> Infrastructure:
     )
 
 
-def _start_servers(layout: Layout) -> None:
+def infrastructure_of(layout: Layout) -> Infrastructure:
+    """Return the servers that `tests.support.containers` runs for this folder."""
+    state = read_document(layout.state_path)
+    passwords = read_document(layout.secrets_path)
+    ca_file = Certificates.of(layout).ca_file
+    password = quote(passwords["passwords"]["postgres"], safe="")
+    # the host's name is checked too, not only who signed
+    tls = urlencode({"sslmode": "verify-full", "sslrootcert": str(ca_file)})
+    return Infrastructure(
+        kafka=KafkaLogin(
+            bootstrap=state["kafka"],
+            username=ADMINISTRATOR,
+            password=Secret(passwords["kafka_passwords"][ADMINISTRATOR]),
+            ca_file=ca_file,
+        ),
+        postgres_admin_dsn=f"postgresql://postgres:{password}@{state['postgres']}/postgres?{tls}",
+    )
+
+
+def _asks_for_containers() -> bool:
+    kind = os.environ.get("STACK", "")
+    if kind not in {"", "containers"}:
+        raise RuntimeError(f"STACK={kind}: set it to `containers`, or leave it out.")
+    return kind == "containers"
+
+
+def _start_servers(layout: Layout, command: Sequence[str], timeout_s: float) -> None:
     layout.prepare()
     layout.state_path.unlink(missing_ok=True)
     log_path = layout.logs / "supervisor.log"
     with log_path.open("ab") as log:
         supervisor = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "deploy.local", "run", "--folder", str(layout.folder)),
-                *("--servers-only", "--disposable", "--while-pid", str(run_pid())),
-            ],
+            [sys.executable, "-m", *command],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
-    deadline_s = time.monotonic() + START_TIMEOUT_S
+    deadline_s = time.monotonic() + timeout_s
     while (state := read_document(layout.state_path)).get("phase") != "ready":
         if supervisor.poll() is not None or time.monotonic() > deadline_s:
             raise RuntimeError(
