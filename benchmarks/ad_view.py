@@ -8,7 +8,9 @@ Method: in each round, interleaved so that all meet the same machine,
   timed from the first committed poll to the last, and to the last event read back;
 - `copy`: the same ad_view rows by binary COPY into a table with the same primary key, committed
   every 1,000 rows;
-- `naive`: the same handler for one event at a time, one transaction and one Kafka commit each.
+- `naive`: the same handler for one event at a time, one transaction and one Kafka commit each;
+- `latency`: 1,000 events a second, whole views of new visitors; milliseconds from the producer's
+  instant to the visitor's `credit` event as another reader gets it.
 
 `python -m benchmarks.ad_view [--events 30000] [--naive-events 1500] [--rounds 3]` writes
 `var/bench/ad_view.json`.
@@ -47,6 +49,8 @@ from tests.support.stack import World, make_world, new_prefix
 AD_MS = 16_000
 VIEW = ("page_hit", "start", "first_quartile", "midpoint", "third_quartile", "complete")
 BATCH = 1000
+LATENCY_RATE = 1000
+LATENCY_VISITORS = 1000
 KEY_JSON = json.dumps({"k1": "11" * 32})
 IDS = TimeOrderedIds()
 Row = tuple[Any, ...]
@@ -190,6 +194,46 @@ async def time_naive(world: World, events: Sequence[AdViewV1], now: datetime) ->
         await connection.close()
 
 
+async def time_latency(world: World) -> tuple[float, float]:
+    """Return (p50, p99) milliseconds of the whole path at a modest rate."""
+    process = world.start("ad_ledger", AD_LEDGER_VIEW_TICKET_KEYS=KEY_JSON)
+    sink = KafkaSink(world.kafka_bootstrap, prefix=world.kafka_prefix, client_id="bench-latency")
+    producer = Producer(sink, service="gateway", timeout_s=60)
+    reader = AIOKafkaConsumer(world.topic(topics.CREDIT), bootstrap_servers=world.kafka_bootstrap)
+    sent_at: dict[bytes, float] = {}
+    waited_ms: list[float] = []
+
+    async def play(n_visitors: int) -> None:
+        for _ in range(n_visitors):
+            now = datetime.now(UTC)
+            events = make_events(len(VIEW), now)
+            sent_at[str(events[0].visitor_id).encode()] = time.perf_counter()
+            batch = [(topics.AD_VIEW, event, IDS.new()) for event in events]
+            sending.append(asyncio.create_task(producer.send_many(batch, time=now)))
+            await asyncio.sleep(len(VIEW) / LATENCY_RATE)
+
+    sending: list[asyncio.Task[None]] = []
+    await asyncio.gather(sink.start(), reader.start())
+    try:
+        await play(1)
+        await asyncio.wait_for(reader.getone(), 60)  # the process has started
+        assert process.poll() is None, "the ledger's process ended"
+        sent_at.clear()
+        playing = asyncio.create_task(play(LATENCY_VISITORS))
+        while len(waited_ms) < LATENCY_VISITORS:
+            record = await asyncio.wait_for(reader.getone(), 60)
+            begun = sent_at.pop(record.key, None)
+            if begun is not None:
+                waited_ms.append((time.perf_counter() - begun) * 1000)
+        await asyncio.gather(playing, *sending)
+    finally:
+        await asyncio.gather(reader.stop(), sink.stop())
+        process.terminate()
+        await asyncio.to_thread(process.wait)
+    cuts = statistics.quantiles(waited_ms, n=100)
+    return cuts[49], cuts[98]
+
+
 async def one_round(n_events: int, n_naive: int) -> dict[str, float]:
     """Run all three once, each in a world of its own."""
     figures: dict[str, float] = {}
@@ -204,9 +248,15 @@ async def one_round(n_events: int, n_naive: int) -> dict[str, float]:
     world = await make_world(new_prefix(), ["ad_ledger"])
     try:
         figures["naive"] = await time_naive(world, make_events(n_naive, now), now)
+        figures["latency_p50"], figures["latency_p99"] = await time_latency(world)
     finally:
         await world.close()
     return figures
+
+
+def unit_of(name: str) -> str:
+    """Return the unit of a figure."""
+    return "ms" if name.startswith("latency") else "events/s"
 
 
 def summary(name: str, unit: str, values: Sequence[float]) -> dict[str, Any]:
@@ -231,7 +281,7 @@ async def run(n_events: int, n_naive: int, n_rounds: int) -> dict[str, Any]:
     return {
         "name": "ad_view",
         "machine": machine(),
-        "figures": [summary(n, "events/s", [r[n] for r in rounds]) for n in names],
+        "figures": [summary(n, unit_of(n), [r[n] for r in rounds]) for n in names],
         "ratios": [
             {k: v for k, v in summary(n, "", values).items() if k != "unit"}
             for n, values in ratios.items()
@@ -248,7 +298,7 @@ def main() -> None:
     options = parser.parse_args()
     report = asyncio.run(run(options.events, options.naive_events, options.rounds))
     for figure in report["figures"]:
-        print(f"{figure['name']:>16} {figure['median']:>10,.0f} events/s "
+        print(f"{figure['name']:>16} {figure['median']:>10,.0f} {figure['unit']} "
               f"[{figure['min']:,.0f}-{figure['max']:,.0f}]")  # fmt: skip
     for ratio in report["ratios"]:
         print(f"{ratio['name']:>26} {ratio['median']:.3f} [{ratio['min']:.3f}-{ratio['max']:.3f}]")
