@@ -197,9 +197,9 @@ async def time_naive(world: World, events: Sequence[AdViewV1], now: datetime) ->
 async def time_latency(world: World) -> tuple[float, float]:
     """Return (p50, p99) milliseconds of the whole path at a modest rate."""
     process = world.start("ad_ledger", AD_LEDGER_VIEW_TICKET_KEYS=KEY_JSON)
-    sink = KafkaSink(world.kafka_bootstrap, prefix=world.kafka_prefix, client_id="bench-latency")
+    sink = KafkaSink(world.kafka, prefix=world.kafka_prefix, client_id="bench-latency")
     producer = Producer(sink, service="gateway", timeout_s=60)
-    reader = AIOKafkaConsumer(world.topic(topics.CREDIT), bootstrap_servers=world.kafka_bootstrap)
+    reader = AIOKafkaConsumer(world.topic(topics.CREDIT), **world.kafka.options())
     sent_at: dict[bytes, float] = {}
     waited_ms: list[float] = []
 
