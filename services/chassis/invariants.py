@@ -71,7 +71,5 @@ class DayInvariants:
 
     def age_s(self) -> float:
         """Return how old the oldest window's answer is; since the start where there is none."""
-        if not self._queries:
-            return 0.0
         at_s = [self._checked_at_s.get(w.first, self._started_at_s) for w in self._windows]
         return self._clock.monotonic() - min(at_s, default=self._started_at_s)

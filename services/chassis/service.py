@@ -85,7 +85,8 @@ class Service(Generic[S]):
         self._day_tables = tuple(day_tables)
         self._invariants = invariants or {}
         self._day_invariants = DayInvariants(day_invariants or {}, self.clock)
-        self.metrics.invariant_age.set_function(self._day_invariants.age_s)
+        if store is not None:
+            self.metrics.invariant_age.set_function(self._day_invariants.age_s)
         self._pool: asyncpg.Pool[Any] | None = None
         self._relay: Relay | None = None
         self._consumer: Consumer | None = None
