@@ -35,7 +35,7 @@ class Envelope:
     traceparent: str | None = None
 
     def headers(self) -> Headers:
-        """Return the record's headers; nothing in them is personal."""
+        """Return the record's headers: ids and instants, nothing that a person typed."""
         headers = [
             ("ce_specversion", SPEC_VERSION.encode()),
             ("ce_id", str(self.id).encode()),

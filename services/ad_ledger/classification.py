@@ -1,7 +1,7 @@
 """What every column of the ledger is (D5), and which tables age by which rule."""
 
 from schemas.retention import DataKind
-from services.privacy.declare import Classification, PeriodStart, Table, personal, plain
+from services.privacy.declare import Classification, PeriodStart, Table, metrics, personal, plain
 
 TABLES: tuple[Table, ...] = (
     # `lot` first: what is open in it is closed before any other table of the day goes
@@ -55,3 +55,5 @@ CLASSIFICATION: Classification = {
         kind=DataKind.AD_USE, start=PeriodStart.EVENT,
     ),
 }  # fmt: skip
+
+METRICS: Classification = metrics({"credit_seconds": "operation"})

@@ -1,7 +1,7 @@
 """What every column of call control is (D5), and which tables age by which rule."""
 
 from schemas.retention import DataKind
-from services.privacy.declare import Classification, PeriodStart, Table, personal, plain
+from services.privacy.declare import Classification, PeriodStart, Table, metrics, personal, plain
 
 TABLES: tuple[Table, ...] = (
     Table(name="call", kind=DataKind.TRAFFIC_DATA, day_column="call_day"),
@@ -34,3 +34,5 @@ CLASSIFICATION: Classification = {
     ),
     "holder": plain("holder epoch renewed_at"),
 }  # fmt: skip
+
+METRICS: Classification = metrics({"calls_ended": "reason"})

@@ -1,7 +1,14 @@
 """What each column is (D5), and which tables age."""
 
 from schemas.retention import DataKind
-from services.privacy.declare import Classification, PeriodStart, Table, personal
+from services.privacy.declare import (
+    Classification,
+    LegalBasis,
+    PeriodStart,
+    Purpose,
+    Table,
+    personal,
+)
 
 TABLES = (
     Table(name="consent_subject", kind=DataKind.AD_USE, day_column="subject_day"),
@@ -15,7 +22,11 @@ TABLES = (
 
 CLASSIFICATION: Classification = {
     "consent_subject": personal(
-        "subject_day visitor_id proof_id", kind=DataKind.AD_USE, start=PeriodStart.EVENT
+        "subject_day visitor_id proof_id",
+        kind=DataKind.AD_USE,
+        start=PeriodStart.EVENT,
+        purpose=Purpose.CONSENT,
+        basis=LegalBasis.LEGAL_OBLIGATION,
     ),
     "consent_record": personal(
         "ends_on decision_id purpose proof_id decision catalogue_version wording_version language"

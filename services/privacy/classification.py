@@ -8,8 +8,8 @@ SHARED: Classification = {
     # An event on its way: its hour's partition goes two hours after the relay has passed it. Of
     # the kinds that a payload may hold, ad use has the shortest period that starts with an event.
     "outbox": {
-        **plain("id txid created_at topic headers"),
-        **personal("key payload", kind=DataKind.AD_USE, start=PeriodStart.EVENT),
+        **plain("id txid created_at topic"),
+        **personal("key headers payload", kind=DataKind.AD_USE, start=PeriodStart.EVENT),
     },
     "outbox_cursor": plain("single txid id"),
     "retention_done": plain("order_id kind before_day counts done_at"),

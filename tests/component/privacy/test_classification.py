@@ -1,4 +1,4 @@
-"""Every column of every service's database is classified (D5)."""
+"""Every column of every service's database, and every label of its metrics, is classified (D5)."""
 
 import importlib
 
