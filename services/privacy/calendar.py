@@ -93,10 +93,10 @@ def drop_before_day(rule: Rule, as_of: datetime) -> date:
         case Rolling(length=length, margin=margin):
             assert timedelta(0) <= margin < length
             return (as_of - length + margin).astimezone(UTC).date() + DAY
-        case Months(months=months, bound=Bound.AT_MOST, margin=margin):
-            # D begins in Berlin on D itself, an hour or two after midnight
-            return last_day_within(months, berlin_date(as_of + margin)) + DAY
-        case Months(months=months, bound=Bound.AT_LEAST):
+        case Months(months=months, bound=bound, margin=margin):
+            if bound is Bound.AT_MOST:
+                # D begins in Berlin on D itself, an hour or two after midnight
+                return last_day_within(months, berlin_date(as_of + margin)) + DAY
             # D ends in Berlin on the day after D, and that one's last day must be over
             return last_day_within(months, berlin_date(as_of) - DAY)
         case CalendarYears(years=years):
