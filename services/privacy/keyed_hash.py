@@ -135,9 +135,10 @@ class _Folder:
         Raises:
             KeyFolderError: the file is not a key of ours.
         """
+        # a plain text, because this is done on every use and a Path costs as much as the hash
         path = f"{self._text}/{name}"
         try:
-            found = os.lstat(path)  # noqa: PTH116 - on every use: a Path costs as much as the hash
+            found = os.lstat(path)
         except FileNotFoundError:
             self._loaded.pop(name, None)
             return None
