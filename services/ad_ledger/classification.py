@@ -1,6 +1,7 @@
 """What every column of the ledger is (D5), and which tables age by which rule."""
 
 from schemas.retention import DataKind
+from services.privacy import access_log
 from services.privacy.declare import Classification, PeriodStart, Table, metrics, personal, plain
 
 TABLES: tuple[Table, ...] = (
@@ -12,6 +13,7 @@ TABLES: tuple[Table, ...] = (
     Table(name="reservation_share", kind=DataKind.AD_USE, day_column="reservation_day"),
     Table(name="reservation", kind=DataKind.AD_USE, day_column="reservation_day"),
     Table(name="ad_view_address", kind=DataKind.IP_ADDRESS, day_column="address_day"),
+    access_log.TABLE,
 )
 
 CLASSIFICATION: Classification = {

@@ -1,6 +1,7 @@
 """What every column of call control is (D5), and which tables age by which rule."""
 
 from schemas.retention import DataKind
+from services.privacy import access_log
 from services.privacy.declare import Classification, PeriodStart, Table, metrics, personal, plain
 
 TABLES: tuple[Table, ...] = (
@@ -8,6 +9,7 @@ TABLES: tuple[Table, ...] = (
     Table(name="call_leg", kind=DataKind.TRAFFIC_DATA, day_column="call_day"),
     Table(name="call_order", kind=DataKind.TRAFFIC_DATA, day_column="call_day"),
     Table(name="call_address", kind=DataKind.IP_ADDRESS, day_column="address_day"),
+    access_log.TABLE,
 )
 
 CLASSIFICATION: Classification = {

@@ -1,6 +1,7 @@
 """What each column is (D5), and which tables age."""
 
 from schemas.retention import DataKind
+from services.privacy import access_log
 from services.privacy.declare import (
     Classification,
     LegalBasis,
@@ -18,6 +19,7 @@ TABLES = (
         day_column="ends_on",
         drop_sql="SELECT partition, n_rows FROM consent_record_drop($1, $2)",
     ),
+    access_log.TABLE,
 )
 
 CLASSIFICATION: Classification = {
