@@ -38,7 +38,7 @@ class Envelope(NamedTuple):
     traceparent: str | None = None
 
     def headers(self) -> Headers:
-        """Return the record's headers; nothing in them is personal."""
+        """Return the record's headers: ids and instants, nothing that a person typed."""
         headers = [
             _SPEC_VERSION_HEADER,
             ("ce_id", str(self.id).encode()),

@@ -20,6 +20,7 @@ class DataKind(StrEnum):
     AD_USE = "ad_use"
     TRAFFIC_DATA = "traffic_data"
     CONSENT_RECORD = "consent_record"
+    ACCESS_LOG = "access_log"
 
 
 class RetentionAction(StrEnum):

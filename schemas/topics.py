@@ -36,7 +36,9 @@ class Topic:
 
     Attributes:
         name: also the stem of `ce_type` (`de.callpartner.<name>.v1`).
-        key: field of the model whose text is the record key; never personal, never typed text.
+        key: field of the model whose text is the record key: a random or server-issued id, never
+            typed text, a number or an address. A visitor's id is a pseudonym, and personal for as
+            long as it lives (ADR 0014): `age_max_ms` bounds the keys as it bounds the values.
         age_max_ms: no record's bytes are older on disk; `retention_ms` leaves room below it.
         kinds: kinds of personal data carried; empty = none.
     """

@@ -1,12 +1,14 @@
 """What every column of the ledger is (D5), and which tables age by which rule."""
 
 from schemas.retention import DataKind
+from services.privacy import access_log
 from services.privacy.declare import (
     Classification,
     PeriodStart,
     Returning,
     Table,
     Via,
+    metrics,
     personal,
     plain,
 )
@@ -45,6 +47,7 @@ TABLES: tuple[Table, ...] = (
         day_column="address_day",
         via=Via(table="ad_view", columns={"address_day": "view_day", "ticket_id": "ticket_id"}),
     ),
+    access_log.TABLE,
 )
 
 CLASSIFICATION: Classification = {
@@ -88,3 +91,5 @@ CLASSIFICATION: Classification = {
         kind=DataKind.AD_USE, start=PeriodStart.EVENT,
     ),
 }  # fmt: skip
+
+METRICS: Classification = metrics({"credit_seconds": "operation"})

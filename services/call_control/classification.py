@@ -1,7 +1,16 @@
 """What every column of call control is (D5), and which tables age by which rule."""
 
 from schemas.retention import DataKind
-from services.privacy.declare import Classification, PeriodStart, Table, Via, personal, plain
+from services.privacy import access_log
+from services.privacy.declare import (
+    Classification,
+    PeriodStart,
+    Table,
+    Via,
+    metrics,
+    personal,
+    plain,
+)
 
 _CALL = Via(table="call", columns={"call_day": "call_day", "call_id": "call_id"})
 TABLES: tuple[Table, ...] = (
@@ -19,6 +28,7 @@ TABLES: tuple[Table, ...] = (
         day_column="address_day",
         via=Via(table="call", columns={"address_day": "call_day", "call_id": "call_id"}),
     ),
+    access_log.TABLE,
 )
 
 CLASSIFICATION: Classification = {
@@ -45,3 +55,5 @@ CLASSIFICATION: Classification = {
     ),
     "holder": plain("holder epoch renewed_at"),
 }  # fmt: skip
+
+METRICS: Classification = metrics({"calls_ended": "reason"})

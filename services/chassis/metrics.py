@@ -59,13 +59,17 @@ class ChassisMetrics:
             "retries", "Tries again after a transient error.", ["place"],
             namespace=service, registry=registry,
         )  # fmt: skip
-        # Moves when a key's file was replaced. Odd: outcome refused; the old key is still in force.
-        self.secret_reloads = Counter(
-            "secret_reloads", "Secrets replaced while running.", ["secret", "outcome"],
-            namespace=service, registry=registry,
-        )  # fmt: skip
+        self.secret_reloads = _secret_reloads(service, registry)
         # Moves when the fence left records out: redelivery or a zombie. Harmless, but look why.
         self.fenced = Counter(
             "fenced_records", "Records left out by the offset fence.", ["topic"],
             namespace=service, registry=registry,
         )  # fmt: skip
+
+
+def _secret_reloads(service: str, registry: CollectorRegistry) -> Counter:
+    # Moves when a key's file was replaced. Odd: outcome refused; the old key is still in force.
+    return Counter(
+        "secret_reloads", "Secrets replaced while running.", ["secret", "outcome"],
+        namespace=service, registry=registry,
+    )  # fmt: skip

@@ -1,10 +1,13 @@
 """What each column is (D5), and which tables age."""
 
 from schemas.retention import DataKind
+from services.privacy import access_log
 from services.privacy.declare import (
     Classification,
+    LegalBasis,
     PartitionOf,
     PeriodStart,
+    Purpose,
     Returning,
     Table,
     personal,
@@ -25,11 +28,16 @@ TABLES = (
         partition_of=PartitionOf.YEAR,
         drop_function="consent_record_drop",
     ),
+    access_log.TABLE,
 )
 
 CLASSIFICATION: Classification = {
     "consent_subject": personal(
-        "subject_day visitor_id proof_id", kind=DataKind.AD_USE, start=PeriodStart.EVENT
+        "subject_day visitor_id proof_id",
+        kind=DataKind.AD_USE,
+        start=PeriodStart.EVENT,
+        purpose=Purpose.CONSENT,
+        basis=LegalBasis.LEGAL_OBLIGATION,
     ),
     "consent_record": personal(
         "ends_on decision_id purpose proof_id decision catalogue_version wording_version language"

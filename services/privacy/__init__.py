@@ -1,4 +1,4 @@
-"""What every service does for data protection: classification, calendar, order executor.
+"""What every service does for data protection, so that nobody writes it twice: see README.md.
 
 Stands on the chassis and the schemas; knows no service.
 """

@@ -1,6 +1,7 @@
-"""What a service declares about its data: tables that age, and a class for every column (D5).
+"""What a service declares about its data: tables that age, and what every single item is (D5).
 
-A column without an entry fails a test, and so does an entry without its column.
+Items are columns, fields of events, headers, log fields and metric labels. An item without an entry
+fails a test, and so does an entry without its item.
 """
 
 from collections.abc import Iterable, Mapping
@@ -74,7 +75,7 @@ class Table:
 
 
 class PeriodStart(StrEnum):
-    """The instant from which a column's period counts."""
+    """The instant from which an item's period counts."""
 
     EVENT = "event"
     USE_END = "use_end"
@@ -82,32 +83,114 @@ class PeriodStart(StrEnum):
     CONSENT_END = "consent_end"
 
 
+class Purpose(StrEnum):
+    """What data is used for, and what it may be sent for. Closed: what has none is not stored."""
+
+    PAGE = "page"
+    """Answering the request of a page (R-B5)."""
+    AD_FINANCED_USE = "ad_financed_use"
+    """Earning and spending connection time (R-A1 to R-A3)."""
+    CALL = "call"
+    """Connecting a call and settling it (R-A5)."""
+    AD_SETTLEMENT = "ad_settlement"
+    """Placing ads with the ad partner and being paid for them (R-A4, R-E1)."""
+    NETWORK_SETTLEMENT = "network_settlement"
+    """Connecting and settling with other network operators (R-A6)."""
+    PERSONALISED_ADVERTISING = "personalised_advertising"
+    """Ads chosen by who the visitor is (R-E1): with consent only."""
+    DATA_SECURITY = "data_security"
+    """Fending off fraud and attacks, under a threat assessment (R-C3)."""
+    FAULT_FINDING = "fault_finding"
+    """Following one event or call through the services when something broke (R-C1)."""
+    CONSENT = "consent"
+    """Honouring what the visitor decided, and proving it (R-F2 to R-F4)."""
+    ACCOUNTABILITY = "accountability"
+    """Proving who looked at personal data, and why (R-C5)."""
+
+
+class LegalBasis(StrEnum):
+    """Why we may: the letters of Art. 6(1) GDPR that the notice relies on (R-C1)."""
+
+    CONSENT = "Art. 6(1)(a)"
+    CONTRACT = "Art. 6(1)(b)"
+    LEGAL_OBLIGATION = "Art. 6(1)(c)"
+    LEGITIMATE_INTEREST = "Art. 6(1)(f)"
+
+
+USUALLY: Mapping[DataKind, tuple[Purpose, LegalBasis]] = {
+    DataKind.WEB_USE: (Purpose.PAGE, LegalBasis.CONTRACT),
+    DataKind.IP_ADDRESS: (Purpose.DATA_SECURITY, LegalBasis.LEGITIMATE_INTEREST),
+    DataKind.AD_USE: (Purpose.AD_FINANCED_USE, LegalBasis.CONTRACT),
+    DataKind.TRAFFIC_DATA: (Purpose.CALL, LegalBasis.CONTRACT),
+    DataKind.CONSENT_RECORD: (Purpose.CONSENT, LegalBasis.LEGAL_OBLIGATION),
+    DataKind.ACCESS_LOG: (Purpose.ACCOUNTABILITY, LegalBasis.LEGAL_OBLIGATION),
+}
+"""Purpose and legal basis of a kind of data, where an item says nothing else."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Column:
-    """What a column is; `kind` and `start` are set exactly for personal ones."""
+class Item:
+    """What a column, an event's field, a header, a log field or a metric's label is.
+
+    All but `personal` are set exactly for personal ones.
+    """
 
     personal: bool
     kind: DataKind | None = None
     start: PeriodStart | None = None
+    purpose: Purpose | None = None
+    basis: LegalBasis | None = None
 
     def __post_init__(self) -> None:
         assert self.personal == (self.kind is not None)
         assert self.personal == (self.start is not None)
+        assert self.personal == (self.purpose is not None)
+        assert self.personal == (self.basis is not None)
 
 
-Columns = Mapping[str, Column]
-Classification = Mapping[str, Columns]
-"""Table name -> column name -> what it is."""
+Items = Mapping[str, Item]
+"""Name of a column, field, header or label -> what it is."""
+Classification = Mapping[str, Items]
+"""Name of what holds the items (a table, a topic, a metric) -> its items."""
 
 
-def personal(columns: str, *, kind: DataKind, start: PeriodStart) -> dict[str, Column]:
-    """Classify the named columns (parted by spaces) as personal data of one kind."""
-    return dict.fromkeys(columns.split(), Column(personal=True, kind=kind, start=start))
+def personal(
+    names: str,
+    *,
+    kind: DataKind,
+    start: PeriodStart,
+    purpose: Purpose | None = None,
+    basis: LegalBasis | None = None,
+) -> dict[str, Item]:
+    """Classify the named items (parted by spaces) as personal data of one kind.
+
+    Args:
+        purpose: where it is not the kind's usual one.
+        basis: where it is not the kind's usual one.
+    """
+    usual_purpose, usual_basis = USUALLY[kind]
+    item = Item(
+        personal=True,
+        kind=kind,
+        start=start,
+        purpose=purpose or usual_purpose,
+        basis=basis or usual_basis,
+    )
+    return dict.fromkeys(names.split(), item)
 
 
-def plain(columns: str) -> dict[str, Column]:
-    """Classify the named columns (parted by spaces) as no personal data."""
-    return dict.fromkeys(columns.split(), Column(personal=False))
+def plain(names: str) -> dict[str, Item]:
+    """Classify the named items (parted by spaces) as no personal data."""
+    return dict.fromkeys(names.split(), Item(personal=False))
+
+
+def metrics(labels_by_metric: Mapping[str, str]) -> Classification:
+    """Classify the labels of metrics (name without the service's -> labels, parted by spaces).
+
+    There is no way to say that one is personal: a metric outlives every period, and what scrapes
+    it is not ours (R-D5). Every label is a closed word or a partition's number.
+    """
+    return {metric: plain(labels) for metric, labels in labels_by_metric.items()}
 
 
 COLUMNS_SQL = """
@@ -123,17 +206,19 @@ ORDER BY 1, a.attnum
 
 
 def gaps(actual: Iterable[tuple[str, str]], classification: Classification) -> list[str]:
-    """Return, in words, each column that is not classified and each entry that is no column.
+    """Return, in words, each thing that is not classified and each entry that is no thing.
 
     Args:
-        actual: (table, column) pairs of the database, as `COLUMNS_SQL` gives them.
-        classification: the service's own, with `SHARED` of `services.privacy.classification`.
+        actual: (holder, item) pairs as they are: of a database, as `COLUMNS_SQL` gives them, of the
+            models of events, of registries of metrics.
+        classification: for a database the service's own, with `SHARED` of
+            `services.privacy.classification`.
     """
     existing = set(actual)
-    declared = {(table, column) for table, columns in classification.items() for column in columns}
+    declared = {(holder, item) for holder, items in classification.items() for item in items}
     return [
-        *(f"{table}.{column} is not classified" for table, column in sorted(existing - declared)),
-        *(f"{table}.{column} does not exist" for table, column in sorted(declared - existing)),
+        *(f"{holder}.{item} is not classified" for holder, item in sorted(existing - declared)),
+        *(f"{holder}.{item} does not exist" for holder, item in sorted(declared - existing)),
     ]
 
 

@@ -4,7 +4,7 @@ Their period is R-D10's (until the end of the third calendar year); it becomes p
 with the long rules.
 """
 
-from services.privacy.declare import Classification, plain
+from services.privacy.declare import Classification, metrics, plain
 
 CLASSIFICATION: Classification = {
     "retention_sweep": plain("sweep_id as_of swept_at schedule_version"),
@@ -16,3 +16,5 @@ CLASSIFICATION: Classification = {
     "retention_completion": plain("order_id completed_at"),
     "retention_topic_age": plain("topic part oldest_at age_max measured_at"),
 }
+
+METRICS: Classification = metrics({"topic_oldest_record_age_seconds": "topic partition"})

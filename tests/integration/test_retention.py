@@ -247,14 +247,14 @@ async def test_an_order_waits_for_a_service_that_was_down(world):
         # the timer sweeps at the start, without anybody asking
 
         async def is_overdue() -> bool:
-            return await metric(world, "retention", "retention_orders_overdue") == 4
+            return await metric(world, "retention", "retention_orders_overdue") == 5
 
         await eventually(is_overdue, within_s=30)
-        assert await metric(world, "retention", "retention_orders_open") == 4
+        assert await metric(world, "retention", "retention_orders_open") == 5
         name = 'retention_invariant_violations{invariant="d3_no_order_overdue"}'
 
         async def is_violated() -> bool:
-            return await metric(world, "retention", name) == 4
+            return await metric(world, "retention", name) == 5
 
         await eventually(is_violated, within_s=10)
         # killed and restarted in the middle: the orders are not issued twice
@@ -272,9 +272,10 @@ async def test_an_order_waits_for_a_service_that_was_down(world):
         last_sweep = await metric(world, "retention", "retention_last_sweep_timestamp_seconds")
         assert last_sweep is not None
         assert abs(last_sweep - CLOCK.now().timestamp()) < 60
-        assert len({order.order_id for order in orders}) == 4
+        assert len({order.order_id for order in orders}) == 5
     rows = await query(world, "retention", "SELECT kind FROM retention_order")
     assert sorted(row["kind"] for row in rows) == [
+        "access_log",
         "ad_use",
         "consent_record",
         "ip_address",
@@ -366,8 +367,8 @@ async def test_every_metric_of_retention_moves(world):
     finally:
         await service._close()
     assert signals.unmoved() == set()
-    assert registry.get_sample_value("retention_orders_open") == 4
-    assert registry.get_sample_value("retention_orders_overdue") == 4
+    assert registry.get_sample_value("retention_orders_open") == 5
+    assert registry.get_sample_value("retention_orders_overdue") == 5
 
 
 @pytest.mark.timeout(120)

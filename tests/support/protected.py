@@ -27,6 +27,7 @@ from services.call_control import store as call_store
 from services.chassis import db
 from services.consent import classification as consent_tables
 from services.consent import store as consent_store
+from services.privacy import access_log
 from services.privacy.declare import Table
 from services.privacy.executor import Executor, Hooks
 from tests.support.bench import IDS, Bench, open_bench, received
@@ -164,6 +165,7 @@ class Side:
                 )
             ]
             for table in self.tables
+            if table is not access_log.TABLE
         }
 
     async def kept(self) -> dict[str, list[str]]:

@@ -1,11 +1,13 @@
-"""Every column of every service's database is classified (D5)."""
+"""Every column of every service's database, and every label of its metrics, is classified (D5)."""
 
 import importlib
 
 import pytest
 
+from schemas import topics
 from services.chassis import db
 from services.chassis.declaration import SERVICES, load
+from services.privacy import access_log
 from services.privacy.classification import SHARED
 from services.privacy.declare import COLUMNS_SQL, gaps, undeclared
 from tests.support.stack import make_world, new_prefix
@@ -35,6 +37,22 @@ def test_every_table_with_personal_data_is_reached_by_orders(service):
     """D1: what no order reaches outlives every rule."""
     module = importlib.import_module(f"services.{service}.classification")
     assert undeclared(module.CLASSIFICATION, getattr(module, "TABLES", ())) == []
+
+
+@pytest.mark.parametrize(
+    "service", [name for name in SERVICES if name in topics.RETENTION_ORDER.consumers]
+)
+def test_every_service_with_personal_data_has_orders_reach_its_access_log(service):
+    """R-D10: a service that others cannot order has nothing that staff could read (retention)."""
+    module = importlib.import_module(f"services.{service}.classification")
+    assert access_log.TABLE in module.TABLES
+
+
+def test_who_is_not_reached_by_orders_has_nothing_personal_of_its_own():
+    """D1: else its access log would outlive its rule."""
+    for service in set(WITH_DATABASE) - set(topics.RETENTION_ORDER.consumers):
+        module = importlib.import_module(f"services.{service}.classification")
+        assert undeclared(module.CLASSIFICATION, []) == []
 
 
 def test_only_the_gateway_has_no_database():

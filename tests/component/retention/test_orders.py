@@ -34,7 +34,7 @@ from tests.support.stack import World
 
 WORLD_SERVICES = ("retention",)
 SERVICES = topics.RETENTION_ORDER.consumers
-STORED_KINDS = {"ip_address", "ad_use", "traffic_data", "consent_record"}
+STORED_KINDS = {"ip_address", "ad_use", "traffic_data", "consent_record", "access_log"}
 QUARTER_HOUR = timedelta(minutes=15)
 SCHEDULE = load(DEFAULT_SCHEDULE)
 IDS = TimeOrderedIds()

@@ -1,9 +1,23 @@
 """The classification's own arithmetic (D5)."""
 
+from typing import Any
+
 import pytest
 
 from schemas.retention import DataKind
-from services.privacy.declare import Column, PeriodStart, Table, gaps, personal, plain, undeclared
+from services.privacy.declare import (
+    USUALLY,
+    Item,
+    LegalBasis,
+    PeriodStart,
+    Purpose,
+    Table,
+    gaps,
+    metrics,
+    personal,
+    plain,
+    undeclared,
+)
 
 ACTUAL = [("ad_view", "view_id"), ("ad_view", "address")]
 ADDRESS = personal("address", kind=DataKind.IP_ADDRESS, start=PeriodStart.EVENT)
@@ -33,9 +47,39 @@ def test_a_personal_table_that_no_order_reaches_is_named():
     assert undeclared(classification, [reached]) == []
 
 
-def test_a_personal_column_without_kind_or_start_cannot_be_written():
-    """D5, R-C1."""
+WHOLE: dict[str, Any] = {
+    "kind": DataKind.AD_USE,
+    "start": PeriodStart.EVENT,
+    "purpose": Purpose.AD_FINANCED_USE,
+    "basis": LegalBasis.CONTRACT,
+}
+
+
+@pytest.mark.parametrize("fact", WHOLE)
+def test_an_item_has_all_four_facts_exactly_if_it_is_personal(fact):
+    """D5, R-C1: what has no purpose or no legal basis is not stored, so it cannot be declared."""
+    Item(personal=True, **WHOLE)
+    Item(personal=False)
     with pytest.raises(AssertionError):
-        Column(personal=True)
+        Item(personal=True, **{name: value for name, value in WHOLE.items() if name != fact})
     with pytest.raises(AssertionError):
-        Column(personal=False, kind=DataKind.AD_USE, start=PeriodStart.EVENT)
+        Item(personal=False, **{fact: WHOLE[fact]})
+
+
+def test_every_kind_of_data_has_its_usual_purpose_and_basis():
+    """R-C1."""
+    assert set(USUALLY) == set(DataKind)
+
+
+def test_an_entry_may_have_another_purpose_than_its_kind():
+    """R-C1."""
+    item = personal(
+        "visitor_id", kind=DataKind.AD_USE, start=PeriodStart.EVENT, purpose=Purpose.CONSENT
+    )["visitor_id"]
+    assert (item.purpose, item.basis) == (Purpose.CONSENT, LegalBasis.CONTRACT)
+
+
+def test_a_label_is_never_personal():
+    """R-D5: a metric outlives every period."""
+    (labels,) = metrics({"calls_ended": "reason outcome"}).values()
+    assert labels == plain("reason outcome")

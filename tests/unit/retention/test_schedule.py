@@ -38,6 +38,7 @@ def test_the_schedule_orders_each_stored_kind_once():
         DataKind.AD_USE: date(2026, 11, 24),
         DataKind.TRAFFIC_DATA: date(2026, 11, 24),
         DataKind.CONSENT_RECORD: date(2023, 1, 1),
+        DataKind.ACCESS_LOG: date(2023, 1, 1),
     }
     assert due[DataKind.TRAFFIC_DATA].requirement == "R-D5"
 
@@ -165,5 +166,6 @@ def test_the_table_shows_every_rule_and_marks_what_the_controller_must_confirm()
         ("R-D5", "ad_use"),
         ("R-D5", "traffic_data"),
         ("R-D10", "consent_record"),
+        ("R-D10", "access_log"),
     ]
     assert rows[-1][2] == "end of calendar year + 3 (default)"

@@ -1,0 +1,263 @@
+"""The transfer gate: nothing personal leaves the platform but through it (R-E2, K3).
+
+A sender accepts only a `Cleared` payload, and only the gate makes one: it asks the rules, cuts the
+payload to what they permit, and has the answer recorded, a refusal too, before it hands anything
+out. Rules that cannot decide, and all rules so far, refuse. The rules and the recorder come with
+the recipient register and the consents; what stands here knows neither.
+"""
+
+import json
+from collections.abc import Awaitable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import NoReturn, Protocol, final
+from uuid import UUID
+
+from pydantic import JsonValue
+from typing_extensions import override
+
+from services.chassis.clock import Clock
+from services.privacy.declare import LegalBasis, Purpose
+
+CLEARED_AGE_MAX = timedelta(seconds=10)
+"""What was cleared and not sent must ask anew: consent is needed at the moment of sending."""
+_SEAL = object()
+
+
+class ThirdCountryGround(StrEnum):
+    """Why data may go where it goes, besides the legal basis (R-E2)."""
+
+    NOT_A_THIRD_COUNTRY = "not_a_third_country"
+    ADEQUACY = "adequacy"
+    STANDARD_CLAUSES = "standard_clauses"
+    CONTRACT_WITH_THE_PERSON = "contract_with_the_person"
+    """Art. 49(1)(b): a call to a foreign number, a visit from outside the EU."""
+
+
+class RefusalReason(StrEnum):
+    """Why a transfer is not made. Closed: recorded and counted as it stands."""
+
+    NOT_DECIDABLE = "not_decidable"
+    """The rules lack a fact, or there are none."""
+    RECIPIENT_UNKNOWN = "recipient_unknown"
+    RECIPIENT_NOT_VALID = "recipient_not_valid"
+    """Its entry in the register is of another time."""
+    PURPOSE_NOT_ALLOWED = "purpose_not_allowed"
+    COUNTRY_NOT_ALLOWED = "country_not_allowed"
+    """A third country without adequacy or safeguards."""
+    NO_CONSENT_THEN = "no_consent_then"
+    """Not in force when the event happened."""
+    NO_CONSENT_NOW = "no_consent_now"
+    """Not in force when it would be sent."""
+    CONSENT_STALE = "consent_stale"
+    """What we know of it is too old to rely on."""
+    NO_FIELD_ALLOWED = "no_field_allowed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """May this go there?
+
+    Attributes:
+        recipient: id in the recipient register.
+        fields: dotted paths of what would be sent.
+        visitor_id: whose data; None where they are nobody's who visited (a called number).
+        happened_at: instant of what the data are about, aware.
+        asked_at: instant of sending, aware.
+    """
+
+    recipient: str
+    purpose: Purpose
+    fields: frozenset[str]
+    visitor_id: UUID | None
+    happened_at: datetime
+    asked_at: datetime
+
+    def __post_init__(self) -> None:
+        assert self.happened_at.tzinfo is not None
+        assert self.asked_at.tzinfo is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Permit:
+    """These fields may go, on these grounds; to nobody else and for nothing else."""
+
+    question: Question
+    fields: frozenset[str]
+    basis: LegalBasis
+    country: ThirdCountryGround
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """Nothing may go."""
+
+    question: Question
+    reason: RefusalReason
+
+
+Verdict = Permit | Refusal
+
+
+class Rules(Protocol):
+    """Decide about a question. What is unknown, stale or undecidable is refused (R-F4)."""
+
+    def __call__(self, question: Question) -> Awaitable[Verdict]:
+        """Return the verdict; an error is none, and nothing is sent."""
+        ...
+
+
+class Recorder(Protocol):
+    """Keep each verdict (R-E2)."""
+
+    def __call__(self, verdict: Verdict) -> Awaitable[None]:
+        """Return when the verdict is safe; after an error nothing is sent."""
+        ...
+
+
+async def refuse_everything(question: Question) -> Verdict:
+    """Stand for the rules until there are any: what nobody can decide is refused."""
+    return Refusal(question=question, reason=RefusalReason.NOT_DECIDABLE)
+
+
+@final
+class Cleared:
+    """A payload that may be sent, once, now. Made by the gate only; senders accept nothing else."""
+
+    __slots__ = ("_body", "_is_taken", "_permit")
+
+    def __init__(self, permit: Permit, body: bytes, seal: object) -> None:
+        """Take what the gate found; whoever has no seal is not the gate."""
+        if seal is not _SEAL:
+            raise TypeError("only the gate clears a payload")
+        self._permit, self._body, self._is_taken = permit, body, False
+
+    @override
+    def __init_subclass__(cls) -> None:
+        raise TypeError("a cleared payload has one class, so that senders need to look at no other")
+
+    @override
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a cleared payload is sent once: it cannot be copied")
+
+    def take(self, recipient: str, now: datetime) -> bytes:
+        """Return the JSON text to send, with the permitted fields and no others.
+
+        Args:
+            recipient: whom the sender is about to send it to.
+            now: the sender's instant.
+
+        Raises:
+            ValueError: cleared for somebody else, too long ago, or sent already.
+        """
+        if recipient != self._permit.question.recipient:
+            raise ValueError("cleared for another recipient")
+        if not timedelta(0) <= now - self._permit.question.asked_at <= CLEARED_AGE_MAX:
+            raise ValueError("cleared too long ago: ask the gate again")
+        if self._is_taken:
+            raise ValueError("sent already: ask the gate again")
+        self._is_taken = True
+        return self._body
+
+
+class Gate:
+    """Asks, cuts, records, and only then hands out."""
+
+    def __init__(
+        self, recorder: Recorder, clock: Clock, *, rules: Rules = refuse_everything
+    ) -> None:
+        """Take the parts."""
+        self._recorder = recorder
+        self._clock = clock
+        self._rules = rules
+
+    async def clear(
+        self,
+        payload: Mapping[str, JsonValue],
+        *,
+        recipient: str,
+        purpose: Purpose,
+        visitor_id: UUID | None,
+        happened_at: datetime,
+    ) -> Cleared | Refusal:
+        """Decide about a payload and record the verdict.
+
+        Args:
+            payload: JSON; what is not permitted of it is left out, at any depth.
+
+        Raises:
+            ValueError: a name in the payload has a dot or is empty, a number is not finite.
+            Whatever the rules or the recorder raise: then nothing was cleared.
+        """
+        question = Question(
+            recipient=recipient,
+            purpose=purpose,
+            fields=frozenset(paths(payload)),
+            visitor_id=visitor_id,
+            happened_at=happened_at,
+            asked_at=self._clock.now(),
+        )
+        verdict = await self._rules(question)
+        assert verdict.question == question, "an answer to something else"
+        if isinstance(verdict, Permit):
+            verdict = _of_what_was_asked(verdict)
+        if isinstance(verdict, Refusal):
+            await self._recorder(verdict)
+            return verdict
+        # cut before anything else is awaited: a caller could change the payload meanwhile
+        body = json.dumps(cut(payload, verdict.fields), allow_nan=False, ensure_ascii=False)
+        await self._recorder(verdict)
+        return Cleared(verdict, body.encode(), _SEAL)
+
+
+def _of_what_was_asked(permit: Permit) -> Verdict:
+    """Return the permit without fields that are not in question: what is recorded is what goes."""
+    fields = permit.fields & permit.question.fields
+    if not fields:
+        return Refusal(question=permit.question, reason=RefusalReason.NO_FIELD_ALLOWED)
+    return replace(permit, fields=fields)
+
+
+def paths(payload: Mapping[str, JsonValue], before: str = "") -> Iterator[str]:
+    """Yield the dotted path of every value in a payload; entries of a list share theirs.
+
+    An empty object or list is a value: that there is nothing also says something.
+
+    Raises:
+        ValueError: a name has a dot, or is empty: its path would be another's.
+    """
+    for name, value in payload.items():
+        if not name or "." in name:
+            raise ValueError("a name in a payload must not be empty nor have a dot")
+        yield from _paths_of(value, f"{before}{name}")
+
+
+def _paths_of(value: JsonValue, path: str) -> Iterator[str]:
+    if isinstance(value, Mapping) and value:
+        yield from paths(value, f"{path}.")
+    elif isinstance(value, list) and value:
+        for entry in value:
+            yield from _paths_of(entry, path)
+    else:
+        yield path
+
+
+def cut(
+    payload: Mapping[str, JsonValue], permitted: frozenset[str], before: str = ""
+) -> dict[str, JsonValue]:
+    """Return a payload without what is not permitted; what is empty then goes as well."""
+    kept = {name: _cut_of(value, permitted, f"{before}{name}") for name, value in payload.items()}
+    return {name: value for name, value in kept.items() if value is not _CUT}
+
+
+_CUT: JsonValue = object()  # type: ignore[assignment]  # stands for "nothing of it", unlike null
+
+
+def _cut_of(value: JsonValue, permitted: frozenset[str], path: str) -> JsonValue:
+    if isinstance(value, Mapping) and value:
+        return cut(value, permitted, f"{path}.") or _CUT
+    if isinstance(value, list) and value:
+        kept = [_cut_of(entry, permitted, path) for entry in value]
+        return [entry for entry in kept if entry is not _CUT] or _CUT
+    return value if path in permitted else _CUT

@@ -1,0 +1,206 @@
+"""Nothing in `services` talks to anybody outside but through the transfer gate (R-E2, K3).
+
+A list of what may be imported, not of what may not: a client library nobody thought of is on no
+list, and fails here. What can open a connection is allowed file by file, each with whom it reaches.
+"""
+
+import ast
+from collections.abc import Iterator
+
+import pytest
+
+from tests.architecture.test_tidy import Source, none, sources
+
+HARMLESS = frozenset(
+    {
+        # ours
+        "services", "schemas",
+        # the standard library, as far as it cannot connect
+        "__future__", "_thread", "argparse", "array", "calendar", "collections", "contextlib",
+        "dataclasses", "datetime", "enum", "faulthandler", "functools", "hashlib", "hmac",
+        "http", "io", "ipaddress", "itertools", "json", "logging", "math", "os", "pathlib", "re",
+        "secrets", "signal", "stat", "sys", "threading", "time", "traceback", "types", "typing",
+        "uuid", "wave", "zoneinfo",
+        # others: they compute, or answer who asked us
+        "fastapi", "h11", "phonenumbers", "prometheus_client", "pydantic", "pydantic_core",
+        "pydantic_settings",
+        "starlette", "structlog", "typing_extensions", "uuid_utils", "uvicorn",
+    }
+)  # fmt: skip
+"""May be imported by every module: none of it opens a connection."""
+
+REACHES: dict[str, dict[str, str]] = {
+    "httpx": {
+        "services/gateway/app.py": "hands the client of reads.py its time limit",
+        "services/gateway/reads.py": "our own services' HTTP, by settings: balance and call status",
+    },
+    "aiokafka": {
+        "services/chassis/": "our Kafka",
+        "services/retention/": "our Kafka: the ages of topics",
+    },
+    "faststream": {"services/chassis/": "our Kafka"},
+    "asyncpg": {
+        "services/": "our PostgreSQL: its URL is a setting of each service",
+    },
+    "pogo_core": {"services/chassis/db.py": "our PostgreSQL: migrations"},
+    "sippy": {
+        "services/call_control/sip/": "the carrier's SIP trunk: the call that the visitor asked for"
+        " is itself the transfer of its numbers (R-A6, R-E1); its record is the CDR",
+    },
+    "ssl": {"services/chassis/kafka.py": "our Kafka: whom its certificates are checked against"},
+    "asyncio": {"services/": "the loop; what of it connects is in CONNECTING"},
+    "importlib": {
+        "services/chassis/declaration.py": "the card of a service, by its name",
+        "services/privacy/register.py": "the classification of a service, by its name",
+    },
+}
+"""Package -> file or folder that may import it -> whom it reaches, and why that is no transfer."""
+
+CONNECTING = frozenset(
+    {
+        # asyncio's and its loop's
+        "open_connection", "open_unix_connection", "create_connection", "create_unix_connection",
+        "create_datagram_endpoint", "create_subprocess_exec", "create_subprocess_shell",
+        "subprocess_exec", "subprocess_shell", "sock_connect", "sock_sendto", "sock_sendall",
+        # the system's
+        "system", "popen", "posix_spawn", "posix_spawnp", "execv", "execve", "execvp", "execvpe",
+        "fork",
+        # ways around an import
+        "__import__", "import_module", "exec", "eval", "compile", "__builtins__",
+    }
+)  # fmt: skip
+"""Names that connect, or start or load what does; wherever they stand in an expression."""
+
+ALLOWED_NAMES = {
+    ("services/chassis/declaration.py", "import_module"),
+    ("services/privacy/register.py", "import_module"),
+}
+"""The modules that they load have names of ours, put together from `SERVICES`."""
+
+
+def may(package: str, name: str) -> bool:
+    """Whether a file may import a package."""
+    places = REACHES.get(package, {})
+    return package in HARMLESS or any(
+        name == place or (place.endswith("/") and name.startswith(place)) for place in places
+    )
+
+
+def imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield each imported module with its line, also those of functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "relative imports are banned"
+            module = node.module or ""
+            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+
+
+def names(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield each name and attribute with its line, and texts that are one (`getattr`)."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            yield node.lineno, node.id
+        elif isinstance(node, ast.Attribute) and not _is_pattern(node):
+            yield node.lineno, node.attr
+        elif isinstance(node, ast.alias):
+            yield node.lineno, node.name.rpartition(".")[2]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value
+
+
+def _is_pattern(node: ast.Attribute) -> bool:
+    return isinstance(node.value, ast.Name) and node.value.id == "re" and node.attr == "compile"
+
+
+def bypasses(source: Source) -> list[str]:
+    """Return, in words, what in a file could reach somebody past the gate."""
+    found = [
+        f"{source.name}:{line} imports {module}"
+        for line, module in imports(source.tree)
+        # `http` has enums for everybody, and a client for nobody
+        if not (may(module.split(".")[0], source.name) or module.startswith("urllib.parse."))
+        or (module.split(".")[0] == "http" and module != "http.HTTPStatus")
+        or module.startswith(("logging.handlers", "os.system"))
+    ]
+    return found + [
+        f"{source.name}:{line} uses {name}"
+        for line, name in names(source.tree)
+        if name in CONNECTING and (source.name, name) not in ALLOWED_NAMES
+    ]
+
+
+def test_nothing_reaches_outside_but_through_the_gate() -> None:
+    """R-E2: every module of every service."""
+    none([line for source in sources("services") for line in bypasses(source)])
+
+
+def test_every_allowance_is_used() -> None:
+    """An allowance that nobody needs is a door left open."""
+    used = {
+        (package, place)
+        for source in sources("services")
+        for _, module in imports(source.tree)
+        for package in (module.split(".")[0],)
+        for place in REACHES.get(package, {})
+        if source.name == place or (place.endswith("/") and source.name.startswith(place))
+    }
+    granted = {(package, place) for package, places in REACHES.items() for place in places}
+    assert granted - used == set()
+    imported = {module.split(".")[0] for s in sources("services") for _, module in imports(s.tree)}
+    assert imported >= HARMLESS
+    named = {(s.name, name) for s in sources("services") for _, name in names(s.tree)}
+    assert named >= ALLOWED_NAMES
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import httpx",
+        "import httpx as h",
+        "from httpx import AsyncClient",
+        "def send():\n    import requests",
+        "import urllib.request",
+        "from urllib import request",
+        "import http.client",
+        "from http import client",
+        "from http.client import HTTPSConnection",
+        "import socket",
+        "import ssl",
+        "import smtplib",
+        "import aiohttp",
+        "import websockets",
+        "import paramiko",
+        "import subprocess",
+        "import ctypes",
+        "import multiprocessing.connection",
+        "import logging.handlers",
+        "from logging.handlers import HTTPHandler",
+        "import sippy",
+        "import aiokafka",
+        "import asyncio\nasyncio.open_connection('example.com', 443)",
+        "import asyncio\nconnect = asyncio.open_connection",
+        "from asyncio import open_connection",
+        "import asyncio\nasyncio.get_running_loop().create_connection(None, 'example.com', 443)",
+        "async def f(loop):\n    await loop.create_datagram_endpoint(None)",
+        "import asyncio\nasyncio.create_subprocess_exec('curl')",
+        "import os\nos.system('curl example.com')",
+        "from os import system",
+        "import os\nos.execvp('curl', [])",
+        "import importlib\nimportlib.import_module('httpx')",
+        "__import__('httpx')",
+        "exec('import httpx')",
+        "import asyncio\ngetattr(asyncio, 'open_connection')",
+    ],
+)
+def test_a_bypass_is_found(line: str) -> None:
+    """R-E2: each way round the gate, in a file that has no allowance."""
+    path = sources("services")[0].path.parent / "ad_ledger" / "bypass.py"
+    assert bypasses(Source(path, line, ast.parse(line)))
+
+
+def test_what_needs_no_gate_is_not_found() -> None:
+    text = "import json\nimport re\nfrom http import HTTPStatus\nre.compile('a')\n"
+    path = sources("services")[0].path.parent / "ad_ledger" / "harmless.py"
+    assert bypasses(Source(path, text, ast.parse(text))) == []
