@@ -53,12 +53,14 @@ class Crowd:
     """All visitors of a run.
 
     Attributes:
-        deadline: an event that is set when nobody is to try again any more.
+        arrive_within_s: each comes at a moment of its own within so long of finding a place.
+        over: set when nobody is to try again any more.
     """
 
     origin: str
     seed: int
     at_once: int
+    arrive_within_s: float
     over: asyncio.Event = field(default_factory=asyncio.Event)
     told: list[Told] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
@@ -69,8 +71,8 @@ class Crowd:
 
         async def come(number: int) -> None:
             async with places:
-                # not all in the same instant
-                await asyncio.sleep(random.Random(self.seed * 7919 + number).uniform(0, 2))
+                chance = random.Random(self.seed * 7919 + number)
+                await asyncio.sleep(chance.uniform(0, self.arrive_within_s))
                 await self._visit(number)
 
         await asyncio.gather(*(come(number) for number in range(n_visitors)))
