@@ -267,7 +267,7 @@ async def test_doubles_are_whole_later_and_not_doubled_again(
     monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now_s + DELAY_S_MAX + 1)
     await adversary._send(wire, chance)
     await adversary._read(wire, chance)
-    await adversary._send(wire, chance)
+    assert adversary._kept == [], "a double is not doubled again, or there would be no end"
     assert adversary.n_doubled == len(wire.sent) == len(originals)
     assert [one.value for one in wire.sent] != [one.value for one in originals], "shuffled"
     whole = {(o.topic, o.partition, o.key, o.value, o.headers) for o in originals}
