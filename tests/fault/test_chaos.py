@@ -18,9 +18,19 @@ from hypothesis import strategies as st
 from deploy.local.errors import StackError
 from tests.chaos.adversary import DELAY_S_MAX, Adversary
 from tests.chaos.faults import carry_out
-from tests.chaos.people import KINDS, Told
+from tests.chaos.people import KINDS, Crowd, Told
 from tests.chaos.plan import Deed, Fault, Plan
-from tests.chaos.run import DOUBLED, PROCESSES, ended, lines, new_plan, read_plan, run, short_plan
+from tests.chaos.run import (
+    DOUBLED,
+    PROCESSES,
+    ended,
+    lines,
+    new_plan,
+    read_plan,
+    run,
+    short_plan,
+    until_left,
+)
 from tests.chaos.verdict import (
     QUARTER_MS,
     _accounts,
@@ -96,6 +106,21 @@ async def test_an_adversary_that_fails_fails_the_run() -> None:
         await ended(failing)
     await ended(patient)  # type: ignore[arg-type]  # whatever it would have returned
     assert patient.cancelled()
+
+
+async def test_visitors_are_waited_for_as_long_as_some_leave() -> None:
+    crowd = Crowd(origin="", seed=1, at_once=1, arrive_within_s=0.0)
+
+    async def leave() -> None:
+        for _ in range(4):
+            await asyncio.sleep(0.08)
+            crowd.n_left += not crowd.over.is_set()
+        await crowd.over.wait()
+
+    leaving = asyncio.create_task(leave())
+    await asyncio.wait_for(until_left(leaving, crowd, patience_s=0.15), 5)
+    assert crowd.n_left == 4, "all but the one who is stuck, though it took twice the patience"
+    assert crowd.over.is_set()
 
 
 # ------------------------------------------------------------------ the verdict itself
