@@ -88,6 +88,11 @@ def rotate(path: Path, bytes_max: int = LOG_BYTES_MAX) -> bool:
     return True
 
 
+def back_off_s(n_failures: int) -> float:
+    """Return how long to wait before a start, after so many failures in a row."""
+    return min(BACKOFF_MIN_S * 2 ** (n_failures - 1), BACKOFF_MAX_S) if n_failures else 0.0
+
+
 async def run_once(
     specification: ProcessSpecification, log_path: Path, timeout_s: float = 120.0
 ) -> None:
@@ -125,7 +130,8 @@ class ManagedProcess:
 
     Attributes:
         n_restarts: how often it was started again after it ended by itself.
-        n_failures: ends in a row without `HEALTHY_AFTER_S` of running in between.
+        n_failures: ends in a row without `HEALTHY_AFTER_S` of running in between; an end that was
+            ordered by `kill` is none.
         exit_code: of the last end; negative = a signal.
     """
 
@@ -198,6 +204,7 @@ class ManagedProcess:
         # the launcher becomes the program: pid and start time stay the same
         self.identity = ProcessIdentity.of(self._process.pid)
         self.since_s = time.time()
+        self._was_killed = False
         self.changed()
 
     async def _keep_alive(self) -> None:
@@ -209,13 +216,11 @@ class ManagedProcess:
             if self._stop_asked.is_set():
                 self.changed()
                 return
-            if time.monotonic() - started_s >= HEALTHY_AFTER_S or self._was_killed:
-                # it did not fail: we ended it
-                self.n_failures = 0
-            self._was_killed = False
-            self.n_failures += 1
+            was_well = time.monotonic() - started_s >= HEALTHY_AFTER_S or self._was_killed
+            # it did not fail by itself, or not for long: callers wait for it, so no pause yet
+            self.n_failures = 0 if was_well else self.n_failures + 1
             self.changed()
-            delay_s = min(BACKOFF_MIN_S * 2 ** (self.n_failures - 1), BACKOFF_MAX_S)
+            delay_s = back_off_s(self.n_failures)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop_asked.wait(), delay_s)
                 return

@@ -139,7 +139,7 @@ class PhoneExchange:
         key = (message.get("call-id"), tag_of(message.get(header)))
         line = self._lines.get(key) or self._over.get(key)
         if line is not None:
-            line.take(message)
+            line.take(message, source)
             self._sweep()
         elif message.is_request:
             self._take_stray(message, source, key)

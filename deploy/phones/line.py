@@ -58,6 +58,7 @@ class Line:
         self._wire = wire
         self._invite = invite
         self._source = source
+        self._asked_from = source
         self._remote = read_description(invite.body)
         self._speech: Speech | None = None
         self._session = secrets.randbits(40)
@@ -90,8 +91,14 @@ class Line:
         if expires.isdigit() and int(expires):
             self._after("expires", float(expires), lambda: self._refuse(487))
 
-    def take(self, message: Message) -> None:
-        """Handle a request or an answer that belongs to this dialog."""
+    def take(self, message: Message, source: Address) -> None:
+        """Handle a request or an answer that belongs to this dialog.
+
+        Args:
+            source: who sent it, and is answered (RFC 3261 18.2.2): whoever takes a call over from a
+                process that died has an address of its own.
+        """
+        self._asked_from = source
         if not message.is_request:
             if message.method == "BYE" and message.status >= 200:  # noqa: PLR2004
                 self._over(CallEnd.PHONE)
@@ -139,6 +146,7 @@ class Line:
                 self._wire.send(self._provisional, self._source)
             return
         self._updates.add(message.cseq)
+        self._source = self._asked_from
         if not self._is_answered or self._hang_up is not None:
             self._reply(message, 491)
             return
@@ -254,7 +262,7 @@ class Line:
     def _reply(self, request: Message, status: int, *, body: str = "") -> bytes:
         extra = (self._contact, "Allow: INVITE, ACK, CANCEL, BYE, OPTIONS, INFO")
         datagram = request.answer(status, self.tag, body=body, extra=extra)
-        self._wire.send(datagram, self._source)
+        self._wire.send(datagram, self._source if request is self._invite else self._asked_from)
         return datagram
 
     def _next_hop(self) -> Address:

@@ -26,6 +26,7 @@ DOUBLED = (
     topics.CALL_END,
 )
 KEPT_MAX = 2000
+DELAY_S_MAX = 8.0
 _TICK_S = 0.5
 
 
@@ -44,6 +45,8 @@ class Adversary:
     share: float = 0.3
     n_doubled: int = 0
     _kept: list[tuple[float, Any]] = field(default_factory=list)
+    _own: set[tuple[str, int, int]] = field(default_factory=set)
+    """Topic, partition, offset of each double until it is read: a double is not doubled again."""
 
     async def run(self) -> None:
         """Read and double until cancelled; a broken connection is made again."""
@@ -78,10 +81,11 @@ class Adversary:
         now_s = asyncio.get_running_loop().time()
         for records in (await consumer.getmany(timeout_ms=int(_TICK_S * 1000))).values():
             for record in records:
-                # a double is not doubled again, or there would be no end
-                is_double = any(name == "doubled" for name, _ in record.headers)
-                if not is_double and chance.random() < self.share and len(self._kept) < KEPT_MAX:
-                    self._kept.append((now_s + chance.uniform(0.0, 8.0), record))
+                place = (record.topic, record.partition, record.offset)
+                if place in self._own:
+                    self._own.remove(place)
+                elif chance.random() < self.share and len(self._kept) < KEPT_MAX:
+                    self._kept.append((now_s + chance.uniform(0.0, DELAY_S_MAX), record))
 
     async def _send(self, producer: AIOKafkaProducer, chance: random.Random) -> None:
         now_s = asyncio.get_running_loop().time()
@@ -89,11 +93,12 @@ class Adversary:
         self._kept = [(at_s, record) for at_s, record in self._kept if at_s > now_s]
         chance.shuffle(due)
         for record in due:
-            await producer.send_and_wait(
+            sent = await producer.send_and_wait(
                 record.topic,
                 record.value,
                 record.key,
                 partition=record.partition,
-                headers=[*record.headers, ("doubled", b"1")],
+                headers=[*record.headers],
             )
+            self._own.add((sent.topic, sent.partition, sent.offset))
             self.n_doubled += 1

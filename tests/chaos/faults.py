@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from deploy.local.errors import StackError
 from deploy.local.stack import LocalStack
@@ -25,6 +25,7 @@ async def carry_out(plan: Plan, stack: LocalStack, say: Callable[[str], None]) -
     """
     started_s = asyncio.get_running_loop().time()
     thawing: list[asyncio.Task[None]] = []
+    frozen: dict[str, int] = {}
     n_hits = 0
     for number, fault in enumerate(plan.faults, start=1):
         wait_s = started_s + fault.at_s - asyncio.get_running_loop().time()
@@ -37,7 +38,8 @@ async def carry_out(plan: Plan, stack: LocalStack, say: Callable[[str], None]) -
             f"{'' if hit else ' (was down already)'}"
         )
         if hit and fault.deed is Deed.FREEZE:
-            thawing.append(asyncio.create_task(_thaw(fault, stack)))
+            frozen[fault.target] = number
+            thawing.append(asyncio.create_task(_thaw(fault, number, frozen, stack)))
     await asyncio.gather(*thawing)
     return n_hits
 
@@ -50,7 +52,9 @@ def _do(fault: Fault, stack: LocalStack) -> bool:
     return True
 
 
-async def _thaw(fault: Fault, stack: LocalStack) -> None:
+async def _thaw(fault: Fault, number: int, frozen: Mapping[str, int], stack: LocalStack) -> None:
+    """Let a process go on, unless a later freeze has begun: that one is to last its time too."""
     await asyncio.sleep(fault.lasts_s)
-    with contextlib.suppress(StackError):  # killed while it was frozen
-        stack.kill(fault.target, signal.SIGCONT)
+    if frozen[fault.target] == number:
+        with contextlib.suppress(StackError):  # killed while it was frozen
+            stack.kill(fault.target, signal.SIGCONT)

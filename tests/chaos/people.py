@@ -53,13 +53,16 @@ class Crowd:
     """All visitors of a run.
 
     Attributes:
-        deadline: an event that is set when nobody is to try again any more.
+        arrive_within_s: each comes at a moment of its own within so long of finding a place.
+        over: set when nobody is to try again any more.
     """
 
     origin: str
     seed: int
     at_once: int
+    arrive_within_s: float
     over: asyncio.Event = field(default_factory=asyncio.Event)
+    n_left: int = 0
     told: list[Told] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
 
@@ -69,11 +72,21 @@ class Crowd:
 
         async def come(number: int) -> None:
             async with places:
-                # not all in the same instant
-                await asyncio.sleep(random.Random(self.seed * 7919 + number).uniform(0, 2))
+                chance = random.Random(self.seed * 7919 + number)
+                await asyncio.sleep(chance.uniform(0, self.arrive_within_s))
                 await self._visit(number)
+                self.n_left += 1
 
         await asyncio.gather(*(come(number) for number in range(n_visitors)))
+
+    def figures(self) -> dict[str, int]:
+        """Return what visitors went through, as counts."""
+        return {
+            "sent_again": sum(told.n_again for told in self.told),
+            "calls_told": sum(len(told.call_ids) for told in self.told),
+            # the end came, but later than the page waited for it
+            "ends_untold": sum(bool(told.call_ids) and not told.end for told in self.told),
+        }
 
     async def _visit(self, number: int) -> None:
         told = Told(number=number)

@@ -50,7 +50,15 @@ class Plan:
     kafka_nodes: int
     faults: tuple[Fault, ...]
 
+    @property
+    def arrive_within_s(self) -> float:
+        """How long a visitor takes to come: somebody is to be there when the last fault happens."""
+        if self.n_visitors > self.at_once:
+            return ARRIVE_S  # they queue for places: there are some at all times
+        return max(ARRIVE_S, max((fault.at_s for fault in self.faults), default=0.0) - ARRIVE_S)
 
+
+ARRIVE_S = 2.0
 FREEZE_S = (7.0, 11.0)
 """The session timeout of a run is 6 s."""
 FIRST_S = 4.0

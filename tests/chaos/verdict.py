@@ -1,7 +1,8 @@
 """What must hold when the dust has settled: by query, and against what visitors were told.
 
-Two witnesses: the services' own invariants (the SQL that runs in production), and queries of the
-run's own that compare the databases with each other and with the answers of the gateway.
+Three witnesses: the services' own invariants (the SQL that runs in production); queries of the
+run's own that compare the databases with each other and with the answers of the gateway; and what
+the services told one another on Kafka (`witness`).
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from services.call_control.store import INVARIANTS as CALLS
 from services.chassis.kafka import KafkaLogin
 from services.consent.store import INVARIANTS as CONSENT
 from tests.chaos.people import QUARTERS, Told
+from tests.chaos.witness import Account
 
 INVARIANTS: Mapping[str, Mapping[str, str]] = {
     "ad_ledger": LEDGER,
@@ -84,7 +86,7 @@ async def _ends(login: KafkaLogin, prefix: str) -> dict[tuple[str, int], int]:
     return {(tp.topic.removeprefix(prefix), tp.partition): end for tp, end in ends.items()}
 
 
-async def judge(dsns: Mapping[str, str], told: Sequence[Told]) -> list[str]:
+async def judge(dsns: Mapping[str, str], told: Sequence[Told], account: Account) -> list[str]:
     """Return everything that is wrong, in words without personal data; empty = all holds."""
     wrong: list[str] = []
     for service, dsn in dsns.items():
@@ -101,6 +103,8 @@ async def judge(dsns: Mapping[str, str], told: Sequence[Told]) -> list[str]:
     wrong += _credits(credited, told)
     wrong += _settlements(ledger, calls)
     wrong += _calls(calls, told)
+    wrong += _accounts(await _fetch(dsns["ad_ledger"], _VISITORS), account.balances)
+    wrong += _announcements(calls, account)
     return wrong
 
 
@@ -112,6 +116,14 @@ FROM lot l JOIN (
     FROM posting WHERE operation = 'grant' GROUP BY ticket_id) p USING (ticket_id)
 """
 _LEDGER = "SELECT reservation_id, state, reserved_ms, spent_ms FROM reservation"
+_VISITORS = """
+SELECT visitor_id, l.available_ms, l.reserved_ms, l.spent_ms, coalesce(r.spent_ms, 0) AS settled_ms
+FROM (SELECT visitor_id, sum(available_ms)::bigint AS available_ms,
+             sum(reserved_ms)::bigint AS reserved_ms, sum(spent_ms)::bigint AS spent_ms
+      FROM lot GROUP BY visitor_id) l
+LEFT JOIN (SELECT visitor_id, sum(spent_ms)::bigint AS spent_ms
+           FROM reservation GROUP BY visitor_id) r USING (visitor_id)
+"""
 _CALLS = """
 SELECT c.call_id, c.state, c.reason, c.reserved_ms, c.talk_ms,
        count(l.leg) AS n_legs, count(l.answered_at) AS n_answered,
@@ -163,6 +175,8 @@ def _fault_of(reservation: Any, call: Any) -> str:
     if call is None:
         return "reservations belong to no call (C1)"
     used_ms = min(call["talk_ms"] or 0, reservation["reserved_ms"])
+    if reservation["state"] == "void" and used_ms:
+        return "talks were not charged (C4)"
     if reservation["state"] == "settled" and reservation["spent_ms"] != used_ms:
         return "reservations were not settled with what was talked (L5)"
     return ""
@@ -179,6 +193,42 @@ def _calls(calls: Sequence[Any], told: Sequence[Told]) -> list[str]:
             wrong["ended calls have a leg that is not down (C3)"] += 1
     for one in told:
         wrong["calls were accepted and lost"] += sum(call not in ended for call in one.call_ids)
+    return [f"{n} {what}" for what, n in wrong.items() if n]
+
+
+def _accounts(visitors: Sequence[Any], balances: Mapping[Any, tuple[int, int]]) -> list[str]:
+    """No second lost: what lots lost to talk is what was settled, and pages show what is left."""
+    wrong: Counter[str] = Counter()
+    for row in visitors:
+        if row["spent_ms"] != row["settled_ms"]:
+            wrong["visitors paid other than was settled (L5)"] += 1
+        if row["reserved_ms"]:
+            wrong["visitors have credit that is reserved for no call (L5)"] += 1
+        if balances.get(row["visitor_id"]) != (row["available_ms"], row["reserved_ms"]):
+            wrong["visitors were last told another balance than the ledger's"] += 1
+    return [f"{n} {what}" for what, n in wrong.items()]
+
+
+def _announcements(calls: Sequence[Any], account: Account) -> list[str]:
+    """C3 as others heard it: one end per call that had a reservation, with its talk.
+
+    A double has the id of its original; a second end has an id of its own.
+    """
+    wrong: Counter[str] = Counter()
+    ends: dict[Any, dict[Any, int]] = {}
+    for one in account.ends:
+        ends.setdefault(one.event.call_id, {})[one.id] = one.event.talk_ms
+    for row in calls:
+        if row["reserved_ms"] is None:
+            continue
+        heard = ends.get(row["call_id"], {})
+        if len(heard) != 1:
+            wrong[f"calls have {len(heard)} call-end events instead of one (C3)"] += 1
+        elif [*heard.values()] != [row["talk_ms"] or 0]:
+            wrong["call-end events tell another talk than the call's (C4)"] += 1
+    started = {one.event.call_id for one in account.starts}
+    wrong["calls started, as others heard, and never ended (C3)"] += len(started - ends.keys())
+    wrong["dead letters"] += account.n_dead
     return [f"{n} {what}" for what, n in wrong.items() if n]
 
 

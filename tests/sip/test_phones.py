@@ -178,6 +178,25 @@ async def test_kill_in_the_talk_then_tear_down_from_stored_state() -> None:
     assert all(leg.answered_at is not None and leg.duration_ms > 0 for leg in torn.legs)
 
 
+async def test_an_orphan_is_torn_down_by_a_peer_from_another_port() -> None:
+    """C3: whoever takes over asks from its own address, and is answered there (RFC 3261 18.2.2)."""
+    a, b = pair()
+    port, other = free_ports(2)
+    async with exchange(a, b) as opened:
+        async with worker(port, opened.port) as first, talking(first) as call_id:
+            await first.kill()
+            stored = tuple(first.dialogs[call_id].values())
+        async with worker(other, opened.port, teardown_wait_ms=3_000) as second:
+            second.send(TearDown(call_id=call_id, dialogs=stored))
+            torn = await second.wait(lambda event: isinstance(event, TornDown))
+            await until_over(a, b)
+    assert isinstance(torn, TornDown)
+    assert {leg.leg: (leg.bye_status, leg.is_down) for leg in torn.legs} == {
+        Leg.A: (200, True),
+        Leg.B: (200, True),
+    }
+
+
 async def test_an_orphan_whose_far_end_is_silent_is_not_said_to_be_down() -> None:
     """C3: it may still be up, and billed: an alarm is due."""
     a, b = pair()

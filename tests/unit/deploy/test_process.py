@@ -16,6 +16,7 @@ from deploy.local.process import (
     LOG_FILES_MAX,
     ManagedProcess,
     ProcessSpecification,
+    back_off_s,
     rotate,
     run_once,
 )
@@ -112,6 +113,38 @@ async def test_a_process_that_ends_is_started_again_later_each_time(tmp_path: Pa
     assert loop.time() - start_s >= 1.5
     await process.stop()
     assert not process.is_wanted
+
+
+async def test_a_process_that_was_killed_by_order_comes_back_at_once(tmp_path: Path) -> None:
+    """It did not fail; a pause would be the longest part of its absence."""
+    process = ManagedProcess(
+        specification(tmp_path, "print('up'); import time; time.sleep(60)"),
+        tmp_path / "child.log",
+        lambda: None,
+    )
+    await process.start()
+    for number in range(1, 4):
+        n_up = number
+
+        async def is_up(n_up: int = n_up) -> bool:
+            return process.log_path.read_bytes().count(b"up") == n_up
+
+        await eventually(is_up, within_s=10)
+        process.kill(signal.SIGKILL)
+
+        async def has_ended(n_up: int = n_up) -> bool:
+            return process.n_restarts == n_up
+
+        await eventually(has_ended, within_s=10)
+        assert process.n_failures == 0
+    await process.stop()
+
+
+@pytest.mark.parametrize(
+    ("n_failures", "wait_s"), [(0, 0.0), (1, 0.5), (2, 1.0), (3, 2.0), (7, 30.0), (900, 30.0)]
+)
+def test_the_pause_grows_with_failures_only(n_failures: int, wait_s: float) -> None:
+    assert back_off_s(n_failures) == wait_s
 
 
 async def test_a_process_that_does_not_end_when_asked_is_killed(tmp_path: Path) -> None:
