@@ -148,7 +148,7 @@ class Crowd:
             call_id = UUID(asked["call_id"])
             told.call_ids.append(call_id)
             told.end = await self._until_over(http, told, call_id)
-            if told.end not in {"credit_insufficient", "call_active"}:
+            if told.end not in {"credit_insufficient", "call_in_progress"}:
                 return
             await asyncio.sleep(2 * POLL_S)
 
