@@ -42,6 +42,7 @@ from services.chassis.ids import TimeOrderedIds
 from services.chassis.outbox import Outbox
 from services.chassis.produce import KafkaSink, Producer
 from services.chassis.received import decode
+from services.privacy.declare import by_day
 from tests.support.bench import new_visitor_id
 from tests.support.machine import machine
 from tests.support.stack import World, make_world, new_prefix
@@ -167,7 +168,7 @@ async def time_naive(world: World, events: Sequence[AdViewV1], now: datetime) ->
     handlers = Handlers(view_ticket.KeyRing.from_json(KEY_JSON), LedgerMetrics(CollectorRegistry()))
     connection = await db.connect(world.owner_url("ad_ledger"))
     await connection.execute("SELECT chassis_outbox_maintain()")
-    await db.ensure_days(connection, [db.DayTable(table.name) for table in TABLES], now.date())
+    await db.ensure_days(connection, [db.DayTable(name) for name in by_day(TABLES)], now.date())
     consumer = AIOKafkaConsumer(
         world.topic(topics.AD_VIEW), **world.kafka.options(),
         group_id=f"{world.kafka_prefix}naive", auto_offset_reset="earliest",

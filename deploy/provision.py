@@ -28,6 +28,13 @@ from services.chassis.kafka import KafkaLogin
 from services.chassis.secret import Secret
 
 REPLICAS_MAX = 3
+_SHARED_DATABASES_LOCK = 7_411_003
+_OPEN_TO_ALL = """
+SELECT datname FROM pg_database d
+WHERE datname IN ('postgres', 'template1')
+  AND EXISTS (SELECT FROM aclexplode(coalesce(datacl, acldefault('d', datdba))) WHERE grantee = 0)
+ORDER BY datname
+"""
 ADMIN_TIMEOUT_MS = 30_000
 
 
@@ -133,9 +140,7 @@ async def provision_databases(
     result = databases(admin_dsn, declarations, passwords, prefix)
     conn = await asyncpg.connect(admin_dsn)
     try:
-        for shared in ("postgres", "template1"):
-            # they hold nothing, but whoever may enter may look at the server's catalogue
-            await Statements(conn).run("REVOKE ALL ON DATABASE %I FROM PUBLIC", shared)
+        await _close_shared_databases(conn)
         for database in result.values():
             await _provision_cluster_part(conn, database.name, passwords)
     finally:
@@ -144,6 +149,15 @@ async def provision_databases(
         *(_provision_inside(admin_dsn, database.name) for database in result.values())
     )
     return result
+
+
+async def _close_shared_databases(conn: asyncpg.Connection) -> None:
+    """They hold nothing, but whoever may enter may look at the server's catalogue."""
+    # one at a time: the server refuses two who change the same rights at once
+    async with conn.transaction():
+        await conn.execute("SELECT pg_advisory_xact_lock($1)", _SHARED_DATABASES_LOCK)
+        for row in await conn.fetch(_OPEN_TO_ALL):
+            await Statements(conn).run("REVOKE ALL ON DATABASE %I FROM PUBLIC", row["datname"])
 
 
 async def _provision_cluster_part(

@@ -14,6 +14,7 @@ from services.ad_ledger.store import DAY_INVARIANTS, EVERY_ROUND, Store
 from services.chassis.clock import sleep
 from services.chassis.db import DayTable
 from services.chassis.service import Service
+from services.privacy.declare import by_day
 from services.privacy.executor import Executor, Hooks
 from services.privacy.waiting import retry_waiting_orders
 
@@ -27,7 +28,7 @@ def build(settings: Settings | None = None) -> Service[Store]:
         settings=settings,
         registry=registry,
         store=Store,
-        day_tables=[DayTable(table.name) for table in TABLES],
+        day_tables=[DayTable(name) for name in by_day(TABLES)],
         invariants=EVERY_ROUND,
         day_invariants=DAY_INVARIANTS,
     )

@@ -18,6 +18,7 @@ from services.call_control.switch import Switch
 from services.chassis.clock import SystemClock
 from services.chassis.db import DayTable
 from services.chassis.service import Service
+from services.privacy.declare import by_day
 from services.privacy.executor import Executor, Hooks
 from services.privacy.waiting import retry_waiting_orders
 
@@ -35,7 +36,7 @@ def build(settings: Settings | None = None, carrier: CallBackend | None = None) 
         settings=settings,
         registry=registry,
         store=Store,
-        day_tables=[DayTable(table.name) for table in TABLES],
+        day_tables=[DayTable(name) for name in by_day(TABLES)],
         invariants=INVARIANTS,
     )
     handlers = Handlers(

@@ -74,6 +74,11 @@ class Table:
         return self.subject_column is not None or self.via is not None
 
 
+def by_day(tables: Iterable[Table]) -> tuple[str, ...]:
+    """Return the names of the tables whose partitions are days: the chassis keeps those ready."""
+    return tuple(table.name for table in tables if table.partition_of is PartitionOf.DAY)
+
+
 class PeriodStart(StrEnum):
     """The instant from which an item's period counts."""
 

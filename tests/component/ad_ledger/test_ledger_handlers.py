@@ -27,6 +27,7 @@ from services.ad_ledger.store import DAY_INVARIANTS, INVARIANTS, Store
 from services.chassis.clock import SystemClock
 from services.chassis.ids import TimeOrderedIds
 from services.chassis.invariants import ROUNDS_MAX, DayInvariants
+from services.privacy.declare import by_day
 from services.privacy.executor import on_retention_orders
 from tests.support.bench import Bench, new_visitor_id, open_bench, received
 from tests.support.signals import Signals
@@ -38,7 +39,7 @@ KEYS = view_ticket.KeyRing({"k1": "11" * 32})
 FORGED = view_ticket.KeyRing({"k1": "22" * 32})
 AD_MS = 16_000
 WHOLE_VIEW = ("page_hit", "start", "first_quartile", "midpoint", "third_quartile", "complete")
-DAY_TABLES = tuple(table.name for table in TABLES)
+DAY_TABLES = by_day(TABLES)
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from services.ad_ledger.domain import AdEvent, Kind, Lot, LotKey, Posting, Recor
 from services.ad_ledger.store import Store
 from services.chassis import errors
 from services.chassis.ids import TimeOrderedIds
+from services.privacy.declare import by_day
 from tests.support.bench import Bench, new_visitor_id, open_bench
 
 WORLD_SERVICES = ("ad_ledger",)
@@ -30,7 +31,7 @@ WHOLE_VIEW = [
     Kind.PAGE_HIT, Kind.START, Kind.FIRST_QUARTILE, Kind.MIDPOINT, Kind.THIRD_QUARTILE,
     Kind.COMPLETE,
 ]  # fmt: skip
-DAY_TABLES = tuple(table.name for table in TABLES)
+DAY_TABLES = by_day(TABLES)
 
 step = st.tuples(st.integers(0, 1), st.integers(0, 3), st.sampled_from(list(Kind)))
 whole_view = st.builds(

@@ -14,11 +14,12 @@ from services.call_control.classification import TABLES
 from services.call_control.handlers import Handlers, Limits
 from services.call_control.store import INVARIANTS, Store
 from services.chassis.clock import SystemClock
+from services.privacy.declare import by_day
 from tests.support.bench import IDS, Bench, new_visitor_id, open_bench, received
 from tests.support.stack import World
 
 WORLD_SERVICES = ("call_control",)
-DAY_TABLES = tuple(table.name for table in TABLES)
+DAY_TABLES = by_day(TABLES)
 CALLBACK, DESTINATION = "030 23125 001", "+49 (0)30 23125 900"
 AGE_MAX_S = 60
 # a valid UUIDv7 as a browser may make it up: of the year 10889
