@@ -40,7 +40,7 @@ def _broker_away(service, released: asyncio.Event) -> None:
     service.sink.send_rows = wait_then_send
 
 
-async def test_every_metric_of_the_chassis_moves(counting):
+async def test_every_metric_of_the_chassis_moves(counting, tmp_path):
     """Each family of the registry, none left out; a new one fails here until it is driven."""
     failed: list[bool] = []
     released = asyncio.Event()
@@ -53,9 +53,17 @@ async def test_every_metric_of_the_chassis_moves(counting):
             await released.wait()
 
     port = counting.world.ports["consent_admin"]
+    secret = tmp_path / "consent_kafka_password"
+    secret.write_text(counting.world.kafka_login("consent").password.read(), encoding="utf-8")
+
+    def arrange(service) -> None:
+        _broker_away(service, released)
+        service.on_secret("kafka_password", lambda _: None)
+
     async with counting.running(
         before_save=fail_once_then_wait,
-        arrange=lambda service: _broker_away(service, released),
+        arrange=arrange,
+        secrets_folder=tmp_path,
         batch_records_max=1,
         stall_timeout_s=1.5,
         invariant_interval_s=0.5,
@@ -75,6 +83,7 @@ async def test_every_metric_of_the_chassis_moves(counting):
 
         await eventually(are_lag_and_age_seen, within_s=10)
         released.set()
+        secret.write_text(f"{secret.read_text(encoding='utf-8')}\n", encoding="utf-8")
         await counting.records(topics.CONSENT_STATE, 8)
 
         async def have_all_moved() -> bool:
