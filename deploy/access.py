@@ -125,7 +125,7 @@ class AccessProvisioner:
         """Take the administrator's login."""
         settings: dict[str, Any] = {
             "bootstrap.servers": login.bootstrap,
-            "security.protocol": "SASL_PLAINTEXT" if login.ca_file is None else "SASL_SSL",
+            "security.protocol": login.protocol,
             "sasl.mechanism": MECHANISM,
             "sasl.username": login.username,
             "sasl.password": login.password.read(),

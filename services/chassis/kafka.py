@@ -45,11 +45,16 @@ class KafkaLogin:
     password: Secret
     ca_file: Path | None = None
 
+    @property
+    def protocol(self) -> str:
+        """Kafka's word for how we speak to it."""
+        return "SASL_PLAINTEXT" if self.ca_file is None else "SASL_SSL"
+
     def options(self) -> dict[str, Any]:
         """Return the keywords of every aiokafka client: producer, consumer, admin."""
         return {
             "bootstrap_servers": self.bootstrap,
-            "security_protocol": "SASL_PLAINTEXT" if self.ca_file is None else "SASL_SSL",
+            "security_protocol": self.protocol,
             "sasl_mechanism": MECHANISM,
             "sasl_plain_username": self.username,
             "sasl_plain_password": _CurrentPassword(self.password),

@@ -80,7 +80,7 @@ class ServiceSettings(BaseSettings):
         value: SecretStr = getattr(self, name)
         full_name = f"{self._env_prefix()}{name}"
         path = self.secrets_folder / full_name.lower() if self.secrets_folder else None
-        came_from_file = path is not None and full_name not in os.environ and path.is_file()
+        came_from_file = path and full_name.upper() not in os.environ and path.is_file()
         return Secret(value.get_secret_value(), path if came_from_file else None)
 
     def redacted(self) -> dict[str, Any]:

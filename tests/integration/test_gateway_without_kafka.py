@@ -65,7 +65,8 @@ async def _until_accepted(page: httpx.AsyncClient, within_s: float) -> str:
 
 async def _until_pushed(stack: LocalStack, page: httpx.AsyncClient, within_s: float) -> None:
     """Change the balance until an open page hears of it: the tail reads from now on again."""
-    keys = KeyRing.from_json(stack.env("gateway")["GATEWAY_VISIT_COOKIE_KEYS"])
+    path = stack.layout.folder / "secrets" / "gateway" / "gateway_visit_cookie_keys"
+    keys = KeyRing.from_json(path.read_text(encoding="utf-8"))
     cookie = page.cookies["visit"]
     visitor_id = UUID(read_token(keys, cookie).decode().split(".")[0])
     event = CreditV1(

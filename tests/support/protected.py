@@ -28,7 +28,7 @@ from services.chassis import db
 from services.consent import classification as consent_tables
 from services.consent import store as consent_store
 from services.privacy import access_log
-from services.privacy.declare import Table
+from services.privacy.declare import Table, by_day
 from services.privacy.executor import Executor, Hooks
 from tests.support.bench import IDS, Bench, open_bench, received
 from tests.support.stack import World
@@ -246,7 +246,7 @@ async def open_side(world: World, name: str, *, as_owner: bool = False) -> Async
     """Open a service's empty database; `as_owner`: all on the owner's connection."""
     store, tables, invariants, hooks = _PARTS[name]
     owner = await db.connect(world.owner_url(name))
-    days = [t.name for t in tables if t.drop_function == "privacy_day_drop"]
+    days = by_day(tables)
     try:
         async with open_bench(world, name, store, days_of=days) as opened:
             bench = replace(opened, connection=owner) if as_owner else opened

@@ -23,6 +23,7 @@ from services.chassis.clock import SystemClock
 from services.chassis.ids import TimeOrderedIds
 from services.chassis.outbox import Outbox, OutboxRow, decode_headers, encode_headers, fits
 from services.chassis.settings import ServiceSettings
+from services.consent.settings import Settings as ConsentSettings
 
 CANARY = "+4930123456789"
 
@@ -193,3 +194,22 @@ def test_ids_sort_by_time() -> None:
     ids = [TimeOrderedIds().new() for _ in range(100)]
     assert {found.version for found in ids} == {7}
     assert ids == sorted(ids)
+
+
+def test_a_variable_wins_over_a_file_and_is_not_replaced_by_it(tmp_path, monkeypatch) -> None:
+    """What came from the environment stays; only what came from a file follows it."""
+    for name in ("kafka_password", "database_url"):
+        (tmp_path / f"consent_{name}").write_text("of-the-file", encoding="utf-8")
+    for name, text in {
+        "KAFKA_BOOTSTRAP": "k:9",
+        "KAFKA_USERNAME": "a",
+        "KAFKA_PASSWORD": "of-the-variable",
+        "ADMIN_PORT": "0",
+        "SECRETS_FOLDER": str(tmp_path),
+    }.items():
+        monkeypatch.setenv(f"CONSENT_{name}", text)
+    settings = ConsentSettings.load()
+    assert settings.secret("kafka_password").read() == "of-the-variable"
+    assert settings.secret("database_url").read() == "of-the-file"
+    (tmp_path / "consent_database_url").write_text("replaced", encoding="utf-8")
+    assert settings.secret("database_url").read() == "replaced"
