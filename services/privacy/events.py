@@ -92,7 +92,7 @@ EVENTS: Classification = {
     },
     topics.RETENTION_RECEIPT.name: plain(
         "order_id service kind counts.table counts.n_partitions counts.n_rows counts.n_held "
-        "counts.n_restricted done_at"
+        "counts.n_restricted done_at key_id signature"
     ),
 }
 """Topic -> dotted path of a field -> what it is."""

@@ -26,6 +26,10 @@ CLASSIFICATION: Classification = {
     "retention_sweep_order": plain("sweep_id order_id is_new"),
     "retention_receipt": plain("order_id service kind counts done_at received_at"),
     "retention_completion": plain("order_id completed_at"),
+    "retention_chain": plain("seq what ref service commitment hash"),
+    "retention_chain_salt": plain("seq salt"),
+    "retention_refusal": plain("refusal_id what reason staff_id refused_at"),
+    "retention_anchor": plain("anchor_day seq hash key_id signature"),
     "retention_topic_age": plain("topic part oldest_at age_max measured_at"),
 }
 
