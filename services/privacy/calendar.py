@@ -9,6 +9,7 @@ Which way each rule errs, because a partition has rows of a whole day and goes a
   decides: it goes at its limit less the margin, the later ones up to a day before theirs.
 - `Months` as a minimum says until when a row must be kept (a block, a duty to keep). The last row
   decides: it goes when its period is over, the earlier ones up to a day after theirs.
+- `AtOnce` says that nothing is kept beyond its use: the day under way goes too, with all its rows.
 - `CalendarYears` is both: all rows of a Berlin year have one end, and the partition goes then.
 """
 
@@ -74,7 +75,12 @@ class Months:
         assert self.bound is Bound.AT_MOST or not self.margin
 
 
-Rule = Rolling | Months | CalendarYears
+@dataclass(frozen=True, kw_only=True)
+class AtOnce:
+    """Nothing is kept: what the start finds is due (R-D2 without a threat, R-D7)."""
+
+
+Rule = Rolling | Months | CalendarYears | AtOnce
 
 
 def drop_before_day(rule: Rule, as_of: datetime) -> date:
@@ -102,6 +108,8 @@ def drop_before_day(rule: Rule, as_of: datetime) -> date:
         case CalendarYears(years=years):
             assert years > 0
             return date(as_of.astimezone(BERLIN).year - years, 1, 1)
+        case AtOnce():
+            return utc_date(as_of) + DAY
         case _:
             assert_never(rule)
 
@@ -120,9 +128,11 @@ def due_at(rule: Rule, start: datetime) -> datetime:
             return (start + length).astimezone(UTC)
         case Months(months=months, bound=bound):
             last_day = add_months(berlin_date(start), months)
-            return _midnight_in_berlin(last_day if bound is Bound.AT_MOST else last_day + DAY)
+            return midnight_in_berlin(last_day if bound is Bound.AT_MOST else last_day + DAY)
         case CalendarYears(years=years):
             return end_of_calendar_years_after(start, years)
+        case AtOnce():
+            return start.astimezone(UTC)
         case _:
             assert_never(rule)
 
@@ -147,7 +157,8 @@ def _month_end(day: date) -> date:
     return day.replace(day=monthrange(day.year, day.month)[1])
 
 
-def _midnight_in_berlin(day: date) -> datetime:
+def midnight_in_berlin(day: date) -> datetime:
+    """Return the UTC instant at which a calendar date begins in Berlin."""
     return datetime.combine(day, time(), BERLIN).astimezone(UTC)
 
 
@@ -158,7 +169,7 @@ def end_of_calendar_years_after(start: datetime, years: int) -> datetime:
     """
     assert start.tzinfo is not None
     assert years > 0
-    return _midnight_in_berlin(date(start.astimezone(BERLIN).year + years + 1, 1, 1))
+    return midnight_in_berlin(date(start.astimezone(BERLIN).year + years + 1, 1, 1))
 
 
 def berlin_date(instant: datetime) -> date:

@@ -80,12 +80,15 @@ EVENTS: Classification = {
     # `visitor_ids`: opaque by decision, so that an order may live 30 days (topics.py): random,
     # in no place but the rows that the order is about, and in a cookie for six days at most
     topics.RETENTION_ORDER.name: plain(
-        "order_id kind action before_day as_of other_kinds from_day protection_id visitor_ids"
+        "order_id kind action before_day as_of other_kinds from_day protection_id visitor_ids "
+        "record_ids holder"
     ),
     topics.RETENTION_RECEIPT.name: plain(
         "order_id service kind counts.table counts.n_partitions counts.n_rows counts.n_held "
         "counts.n_restricted done_at"
     ),
+    # an id that the holder alone can resolve, of a document rather than of a person
+    topics.RECORD.name: plain("record_id kind holder happened happened_on document_class"),
 }
 """Topic -> dotted path of a field -> what it is."""
 

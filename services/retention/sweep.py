@@ -44,7 +44,7 @@ async def issue(
     )
     for entry in due:
         earlier = await ctx.store.last_attempt(entry.kind.value, entry.before_day)
-        if earlier is not None and not again:
+        if earlier is not None and not (again or entry.is_repeated):
             await ctx.store.link(sweep_id, earlier.order_id, is_new=False)
             continue
         order = _order(ctx, entry, as_of, overdue_after, services)

@@ -272,7 +272,7 @@ async def test_an_order_waits_for_a_service_that_was_down(world):
         last_sweep = await metric(world, "retention", "retention_last_sweep_timestamp_seconds")
         assert last_sweep is not None
         assert abs(last_sweep - CLOCK.now().timestamp()) < 60
-        assert len({order.order_id for order in orders}) == 5
+        assert len({order.order_id for order in orders}) == 6
     rows = await query(world, "retention", "SELECT kind FROM retention_order")
     assert sorted(row["kind"] for row in rows) == [
         "access_log",
@@ -280,6 +280,7 @@ async def test_an_order_waits_for_a_service_that_was_down(world):
         "consent_record",
         "ip_address",
         "traffic_data",
+        "transfer_record",
     ]
     assert len(await query(world, "retention", "SELECT FROM retention_sweep")) == 2
 

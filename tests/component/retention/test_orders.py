@@ -34,7 +34,14 @@ from tests.support.stack import World
 
 WORLD_SERVICES = ("retention",)
 SERVICES = topics.RETENTION_ORDER.consumers
-STORED_KINDS = {"ip_address", "ad_use", "traffic_data", "consent_record", "access_log"}
+STORED_KINDS = {
+    "ip_address",
+    "ad_use",
+    "traffic_data",
+    "consent_record",
+    "access_log",
+    "transfer_record",
+}
 QUARTER_HOUR = timedelta(minutes=15)
 SCHEDULE = load(DEFAULT_SCHEDULE)
 IDS = TimeOrderedIds()
