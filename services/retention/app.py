@@ -10,7 +10,7 @@ from schemas import topics
 from services.chassis import errors, logs
 from services.chassis.clock import sleep
 from services.chassis.service import Service
-from services.retention import domain, handlers, kafka, schedule
+from services.retention import domain, handlers, kafka, records, schedule
 from services.retention.declaration import DECLARATION
 from services.retention.http import build_http
 from services.retention.metrics import Metrics
@@ -36,7 +36,12 @@ def build(settings: Settings | None = None) -> Service[Store]:
         invariants=INVARIANTS,
     )
     tasks = Tasks(service, settings, rules, Metrics(registry))
-    service.consume({topics.RETENTION_RECEIPT: handlers.on_receipts})
+    service.consume(
+        {
+            topics.RECORD: records.Records(rules).on_records,
+            topics.RETENTION_RECEIPT: handlers.on_receipts,
+        }
+    )
     service.serve(build_http(service.transaction))
     service.task("sweep", tasks.sweep_for_ever)
     service.task("orders", tasks.watch_orders_for_ever)

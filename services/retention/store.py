@@ -7,12 +7,13 @@ from uuid import UUID
 
 import asyncpg
 
-from services.chassis import db
 from services.retention.domain import Count, Order, Receipt, Standing, Sweep
+from services.retention.record_store import RECORD_INVARIANTS, RecordStore
 
 _EVIDENCE_LOCK = 7_411_101
 
 INVARIANTS = {
+    **RECORD_INVARIANTS,
     # orders whose completion is written, but somebody expected has not answered
     "d3_complete_only_with_all_receipts": """
         SELECT count(*) FROM retention_completion c JOIN retention_order o USING (order_id)
@@ -57,12 +58,8 @@ class Age:
     age_max: timedelta
 
 
-class Store:
+class Store(RecordStore):
     """Retention's rows on one open transaction."""
-
-    def __init__(self, connection: db.Connection) -> None:
-        """Take the transaction's connection."""
-        self._connection = connection
 
     async def lock(self) -> None:
         """Let one transaction at a time write evidence: sweeps and last receipts meet here.

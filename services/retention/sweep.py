@@ -8,7 +8,7 @@ from uuid import UUID
 from schemas import topics
 from schemas.retention import DataKind, RetentionAction, RetentionOrderV1
 from services.chassis.context import Context
-from services.retention import domain
+from services.retention import domain, records
 from services.retention.domain import Order
 from services.retention.schedule import Due, Schedule
 from services.retention.store import Store
@@ -53,6 +53,7 @@ async def issue(
         await ctx.store.save_order(order)
         await ctx.store.link(sweep_id, order.order_id, is_new=True)
         ctx.outbox.add(topics.RETENTION_ORDER, _to_wire(order))
+    await records.issue_due(ctx, schedule, as_of, sweep_id, overdue_after=overdue_after)
     return sweep_id
 
 
