@@ -1,9 +1,9 @@
-"""`python -m services.retention [migrate | sweep --as-of <instant> | schedule]`."""
+"""`python -m services.retention [migrate | sweep | schedule | compile | explain]`."""
 
 import sys
 
 from services.chassis.service import Command, main
-from services.retention import command
+from services.retention import command, compiler
 from services.retention.app import build
 from services.retention.declaration import DECLARATION
 from services.retention.schedule import ScheduleError
@@ -12,6 +12,9 @@ from services.retention.settings import Settings
 if __name__ == "__main__":
     commands: dict[str, Command] = {"sweep": command.sweep, "schedule": command.print_schedule}
     try:
+        if sys.argv[1:2] == ["compile"]:
+            # of the code alone: it needs no settings and no database
+            sys.exit(compiler.main(sys.argv[2:]))
         sys.exit(main(DECLARATION, build, Settings, commands))
     except ScheduleError as error:
         sys.exit(f"retention: {error}")
