@@ -12,6 +12,7 @@ VISITORS ?= 1
 SERVICE ?=
 KAFKA_NODES ?= 1
 KAFKA_TLS ?=
+STANDBY ?=
 FAULTS ?= 200
 SEED ?=
 REPLAY ?=
@@ -47,8 +48,8 @@ check: bootstrap ## static checks: format, lint, types, layers, generated files
 	@$(RUN) -m schemas.export --check
 	@$(RUN) -m services.retention compile --check
 
-up: bootstrap ## start the platform and leave it running (KAFKA_NODES=3, KAFKA_TLS=1); data: var/main
-	@$(RUN) -m deploy.local up --kafka-nodes $(KAFKA_NODES) $(if $(KAFKA_TLS),--kafka-tls)
+up: bootstrap ## start the platform and leave it running (KAFKA_NODES=3, KAFKA_TLS=1, STANDBY=1); data: var/main
+	@$(RUN) -m deploy.local up --kafka-nodes $(KAFKA_NODES) $(if $(KAFKA_TLS),--kafka-tls) $(if $(STANDBY),--standby)
 
 down: bootstrap ## end what `make up` started
 	@$(RUN) -m deploy.local down
