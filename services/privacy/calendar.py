@@ -22,6 +22,7 @@ from zoneinfo import ZoneInfo
 
 BERLIN = ZoneInfo("Europe/Berlin")
 DAY = timedelta(days=1)
+_TICK = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +134,28 @@ def due_at(rule: Rule, start: datetime) -> datetime:
             return end_of_calendar_years_after(start, years)
         case AtOnce():
             return start.astimezone(UTC)
+        case _:
+            assert_never(rule)
+
+
+def goes_at(rule: Rule, start: datetime) -> datetime:
+    """Return the UTC instant from which a row's partition is due: the moment of `drop_before_day`.
+
+    Args:
+        start: aware instant from which the row's period counts.
+    """
+    first = datetime.combine(utc_date(start), time(), UTC)
+    match rule:
+        case Rolling(length=length, margin=margin):
+            return first + length - margin
+        case Months(bound=bound, margin=margin):
+            is_limit = bound is Bound.AT_MOST
+            # a limit looks at the day's first row, a duty to keep at its last
+            return due_at(rule, first) - margin if is_limit else due_at(rule, first + DAY - _TICK)
+        case CalendarYears():
+            return due_at(rule, start)
+        case AtOnce():
+            return first
         case _:
             assert_never(rule)
 

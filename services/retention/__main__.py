@@ -3,14 +3,18 @@
 import sys
 
 from services.chassis.service import Command, main
-from services.retention import command, compiler
+from services.retention import command, compiler, explain
 from services.retention.app import build
 from services.retention.declaration import DECLARATION
 from services.retention.schedule import ScheduleError
 from services.retention.settings import Settings
 
 if __name__ == "__main__":
-    commands: dict[str, Command] = {"sweep": command.sweep, "schedule": command.print_schedule}
+    commands: dict[str, Command] = {
+        "sweep": command.sweep,
+        "schedule": command.print_schedule,
+        "explain": explain.explain,
+    }
     try:
         if sys.argv[1:2] == ["compile"]:
             # of the code alone: it needs no settings and no database

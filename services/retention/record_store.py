@@ -234,6 +234,17 @@ class RecordStore:
         )
         return [(row["order_id"], row["deed"]) for row in rows]
 
+    async def records_of_order(self, order_id: UUID) -> dict[str, int]:
+        """Return how many records an order names, by deed; empty for one about rows."""
+        rows = await self._connection.fetch(
+            """
+            SELECT deed, count(*) AS n FROM retention_record_order WHERE order_id = $1
+            GROUP BY deed ORDER BY deed
+            """,
+            order_id,
+        )
+        return {row["deed"]: row["n"] for row in rows}
+
     async def last_orders(self, kind: str, until: datetime, limit: int) -> list[UUID]:
         """Return the latest orders of a kind that were issued before an instant."""
         rows = await self._connection.fetch(
@@ -246,6 +257,17 @@ class RecordStore:
             limit,
         )
         return [row["order_id"] for row in rows]
+
+    async def last_sweep(self, until: datetime) -> tuple[UUID, datetime, datetime, str] | None:
+        """Return the latest sweep before an instant: id, as of, made at, version of the schedule."""
+        row = await self._connection.fetchrow(
+            """
+            SELECT sweep_id, as_of, swept_at, schedule_version FROM retention_sweep
+            WHERE swept_at < $1 ORDER BY swept_at DESC, sweep_id DESC LIMIT 1
+            """,
+            until,
+        )
+        return None if row is None else tuple(row)
 
     async def version_of_order(self, order_id: UUID) -> str | None:
         """Return the schedule's version of the sweep that issued an order."""

@@ -1,6 +1,6 @@
 """Records that other systems keep: takes what is told of them, and orders their holders (R-D6)."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -86,8 +86,15 @@ def _refuse(row: RecordRow, known: RecordRow | None) -> Refusal | None:
 
 async def histories(ctx: Context[Store], record_ids: Collection[UUID]) -> list[History]:
     """Return records with all that was told of them; unknown ids are left out."""
-    rows = await ctx.store.records(record_ids)
-    events = await ctx.store.record_events(record_ids)
+    return histories_of(
+        await ctx.store.records(record_ids), await ctx.store.record_events(record_ids)
+    )
+
+
+def histories_of(
+    rows: Mapping[UUID, RecordRow], events: Mapping[UUID, Sequence[EventRow]]
+) -> list[History]:
+    """Return rows of the database as what the rules work on."""
     return [
         History(
             record=Record(

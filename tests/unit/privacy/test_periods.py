@@ -23,6 +23,7 @@ from services.privacy.calendar import (
     berlin_date,
     drop_before_day,
     due_at,
+    goes_at,
     last_day_within,
     utc_date,
 )
@@ -186,6 +187,17 @@ def test_a_year_is_kept_to_the_moment_and_no_longer(rule, start):
     at = due_at(rule, start)
     assert is_dropped(rule, start, at)
     assert not is_dropped(rule, start, at - timedelta(microseconds=1))
+
+
+@pytest.mark.parametrize("rule", [*LIMITS, *DUTIES, *YEARS, AtOnce()], ids=str)
+@given(start=INSTANTS)
+def test_the_moment_that_a_partition_goes_is_told_as_it_is_done(rule, start):
+    """R-D9: what a person is told, and what a sweep drops, are one."""
+    at = goes_at(rule, start)
+    assert is_dropped(rule, start, at)
+    assert not is_dropped(rule, start, at - timedelta(microseconds=1))
+    if rule in LIMITS:
+        assert at <= due_at(rule, start) - MARGIN
 
 
 @given(start=INSTANTS, later=st.timedeltas(timedelta(0), timedelta(days=400)))
