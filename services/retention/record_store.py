@@ -259,7 +259,7 @@ class RecordStore:
         return [row["order_id"] for row in rows]
 
     async def last_sweep(self, until: datetime) -> tuple[UUID, datetime, datetime, str] | None:
-        """Return the latest sweep before an instant: id, as of, made at, version of the schedule."""
+        """Return the latest sweep before an instant: id, as of, made at, version."""
         row = await self._connection.fetchrow(
             """
             SELECT sweep_id, as_of, swept_at, schedule_version FROM retention_sweep

@@ -247,14 +247,14 @@ async def test_an_order_waits_for_a_service_that_was_down(world):
         # the timer sweeps at the start, without anybody asking
 
         async def is_overdue() -> bool:
-            return await metric(world, "retention", "retention_orders_overdue") == 5
+            return await metric(world, "retention", "retention_orders_overdue") == 6
 
         await eventually(is_overdue, within_s=30)
-        assert await metric(world, "retention", "retention_orders_open") == 5
+        assert await metric(world, "retention", "retention_orders_open") == 6
         name = 'retention_invariant_violations{invariant="d3_no_order_overdue"}'
 
         async def is_violated() -> bool:
-            return await metric(world, "retention", name) == 5
+            return await metric(world, "retention", name) == 6
 
         await eventually(is_violated, within_s=10)
         # killed and restarted in the middle: the orders are not issued twice
@@ -368,8 +368,8 @@ async def test_every_metric_of_retention_moves(world):
     finally:
         await service._close()
     assert signals.unmoved() == set()
-    assert registry.get_sample_value("retention_orders_open") == 5
-    assert registry.get_sample_value("retention_orders_overdue") == 5
+    assert registry.get_sample_value("retention_orders_open") == 6
+    assert registry.get_sample_value("retention_orders_overdue") == 6
 
 
 @pytest.mark.timeout(120)
