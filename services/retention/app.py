@@ -10,6 +10,7 @@ from schemas import topics
 from services.chassis import errors, logs
 from services.chassis.clock import sleep
 from services.chassis.service import Service
+from services.privacy import calendar
 from services.retention import domain, handlers, kafka, records, schedule
 from services.retention.declaration import DECLARATION
 from services.retention.http import build_http
@@ -80,7 +81,12 @@ class Tasks:
                 ctx.now,
                 overdue_after=timedelta(seconds=self._settings.order_overdue_after_s),
             )
-        self._metrics.last_sweep.set(self._service.clock.now().timestamp())
+        now = self._service.clock.now()
+        self._metrics.last_sweep.set(now.timestamp())
+        today = calendar.berlin_date(now)
+        ends_on = self._rules.level_ends_on(today)
+        ends_at_s = calendar.midnight_in_berlin(ends_on).timestamp() if ends_on > today else 0
+        self._metrics.threat_level_ends.set(ends_at_s)
 
     async def watch_orders_for_ever(self) -> None:
         """Export how many orders are open and overdue (D3)."""

@@ -403,6 +403,21 @@ class Schedule(_Data):
             return general[-1]
         return ThreatLevel.NORMAL if found else ThreatLevel.NONE
 
+    def level_ends_on(self, day: date) -> date:
+        """Return the first day, from a Berlin date on, on which no address may be kept.
+
+        There is always one: each assessment lapses when nobody reviews it.
+        """
+        if self.level_on(day) is ThreatLevel.NONE:
+            return day
+        changes = {self.end_of(a) for a in self.threat_assessments}
+        changes |= {a.assessed_on for a in self.threat_assessments}
+        return next(
+            change
+            for change in sorted(changes)
+            if change > day and self.level_on(change) is ThreatLevel.NONE
+        )
+
     def special_holds_due(self, as_of: datetime) -> tuple[str, ...]:
         """Return the cases whose special threat is over at an instant: their holds are to go.
 

@@ -9,6 +9,7 @@ import json
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -24,6 +25,7 @@ from deploy.provision import Infrastructure
 from schemas.topics import RECORD_SOURCE
 from tests.support.eventually import eventually
 from tests.support.running import metric, ready
+from tests.support.schedules import give_reviewed
 from tests.support.stack import World, finish, make_world, new_prefix
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
@@ -32,8 +34,9 @@ HOLDER = "enquiries"
 
 
 @pytest.fixture
-def world(infra: Infrastructure) -> Iterator[World]:
+def world(infra: Infrastructure, tmp_path: Path) -> Iterator[World]:
     made = finish(make_world(new_prefix(), ["consent", "retention"]))
+    give_reviewed(made, tmp_path)
     yield made
     finish(made.close())
 
@@ -95,7 +98,8 @@ def order_for(world: World, holder: str) -> dict[str, Any]:
             assert found is not None, "no order came"
             if found.error() is None:
                 message = KafkaMessage(dict(found.headers()), found.key(), found.value())
-                data: dict[str, Any] = from_binary(message, JSONFormat()).get_data()
+                data = from_binary(message, JSONFormat()).get_data()
+                assert isinstance(data, dict)
                 if data.get("holder") == holder:
                     return data
     finally:

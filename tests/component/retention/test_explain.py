@@ -25,10 +25,11 @@ from services.retention.settings import DEFAULT_SCHEDULE
 from services.retention.store import Store
 from services.retention.sweep import issue
 from tests.support.bench import Bench, open_bench, received
+from tests.support.schedules import reviewed
 from tests.support.stack import World
 
 WORLD_SERVICES = ("retention",)
-SCHEDULE = load(DEFAULT_SCHEDULE)
+SCHEDULE = reviewed()
 IDS = TimeOrderedIds()
 
 
@@ -63,9 +64,12 @@ async def ask(
 
 
 async def told(
-    bench: Bench[Store], capsys: pytest.CaptureFixture[str], *arguments: object
+    bench: Bench[Store],
+    capsys: pytest.CaptureFixture[str],
+    *arguments: object,
+    schedule: Schedule = SCHEDULE,
 ) -> dict[str, Any]:
-    assert await ask(bench, *arguments, "--json") == 0
+    assert await ask(bench, *arguments, "--json", schedule=schedule) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     return found
 
@@ -151,13 +155,17 @@ async def test_addresses_are_explained_with_the_threat_of_the_day(
     bench: Bench[Store], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """R-C3: who assessed it, when it ends; without one an item is due at once."""
-    normal = await told(bench, capsys, "ip_address", "--on", "2026-11-22")
+    released = load(DEFAULT_SCHEDULE)
+    normal = await told(bench, capsys, "ip_address", "--on", "2026-02-01", schedule=released)
     assert normal["threat"]["level"] == "normal"
     (assessment,) = normal["threat"]["assessments"]
     assert assessment["author"] == "data-protection contact"
     assert (assessment["assessed_on"], assessment["ends_on"]) == ("2026-01-05", "2027-01-05")
     none = await told(
-        bench, capsys, "ip_address", "--on", "2027-01-05", "--event", "2027-01-05T12:00:00Z"
+        bench,
+        capsys,
+        *("ip_address", "--on", "2027-01-05", "--event", "2027-01-05T12:00:00Z"),
+        schedule=released,
     )
     assert none["threat"] == {"level": "none", "assessments": []}
     assert none["item"]["due_at"] == "2027-01-05T12:00:00+00:00"

@@ -24,12 +24,12 @@ from services.retention.command import EXIT_NOT_COMPLETE, EXIT_REFUSED, Request,
 from services.retention.domain import Answer, Sweep
 from services.retention.handlers import on_receipts
 from services.retention.http import build_http
-from services.retention.schedule import load
-from services.retention.settings import DEFAULT_SCHEDULE, Settings
+from services.retention.settings import Settings
 from services.retention.store import INVARIANTS, Age, Store
 from services.retention.sweep import issue
 from services.retention.wire import as_table
 from tests.support.bench import Bench, open_bench, received
+from tests.support.schedules import reviewed
 from tests.support.stack import World
 
 WORLD_SERVICES = ("retention",)
@@ -43,7 +43,7 @@ STORED_KINDS = {
     "transfer_record",
 }
 QUARTER_HOUR = timedelta(minutes=15)
-SCHEDULE = load(DEFAULT_SCHEDULE)
+SCHEDULE = reviewed()
 IDS = TimeOrderedIds()
 _days = iter(range(1, 100))
 

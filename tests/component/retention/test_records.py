@@ -24,16 +24,16 @@ from services.privacy.executor import Executor
 from services.retention.handlers import on_receipts
 from services.retention.record_store import RECORD_INVARIANTS
 from services.retention.records import REPEAT_AFTER, Records
-from services.retention.schedule import Schedule, load
-from services.retention.settings import DEFAULT_SCHEDULE
+from services.retention.schedule import Schedule
 from services.retention.store import Store
 from services.retention.sweep import issue
 from tests.support.bench import Bench, open_bench, received
+from tests.support.schedules import reviewed
 from tests.support.stack import World
 
 WORLD_SERVICES = ("retention",)
 QUARTER_HOUR = timedelta(minutes=15)
-SCHEDULE = load(DEFAULT_SCHEDULE)
+SCHEDULE = reviewed()
 IDS = TimeOrderedIds()
 _holders = (f"holder_{n}" for n in range(1000))
 

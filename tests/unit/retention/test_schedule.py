@@ -253,6 +253,17 @@ def test_without_assessment_no_address_outlives_its_use():
         assert due.before_day == (date(2027, 1, 5) if is_none else date(2026, 12, 30))
 
 
+def test_when_the_last_assessment_lapses_is_known_ahead(tmp_path):
+    """R-C3: so that somebody reviews it; a shorter or a special one moves the day."""
+    assert load(DEFAULT_SCHEDULE).level_ends_on(date(2026, 11, 23)) == date(2027, 1, 5)
+    assert load(DEFAULT_SCHEDULE).level_ends_on(date(2027, 1, 6)) == date(2027, 1, 6)
+    longer = load(write(tmp_path, assessed(special("2026-12-20", "2027-02-20"))))
+    assert longer.level_ends_on(date(2026, 11, 23)) == date(2027, 2, 20)
+    none = {"assessed_on": "2026-11-25", "level": "none"}
+    shorter = load(write(tmp_path, assessed(none)))
+    assert shorter.level_ends_on(date(2026, 11, 23)) == date(2026, 11, 25)
+
+
 def test_the_level_none_makes_addresses_due_at_once_and_nothing_else(tmp_path):
     """R-C3, R-D4: the day under way goes too, at each sweep; the other kinds keep their week."""
     none = {"assessed_on": "2026-11-20", "level": "none", "ends_on": "2026-12-01"}
