@@ -297,6 +297,25 @@ async def test_what_was_told_is_never_changed(bench: Bench[Store], holder: str) 
                 await bench.fetch(statement)
 
 
+async def test_without_a_threat_each_sweep_orders_the_addresses_again(
+    bench: Bench[Store],
+) -> None:
+    """R-C3, R-D2: what the day brought since the last one; all other cuts are ordered once."""
+    document = SCHEDULE.model_dump(mode="json")
+    day = bench.now.date().isoformat()
+    none = {"assessed_on": day, "level": "none", "author": "test", "reason": "test"}
+    document["threat_assessments"].append(none)
+    schedule = Schedule.model_validate({**document, "version": "test.2"}, strict=False)
+    kinds = []
+    for _ in range(3):
+        async with bench.transaction() as ctx:
+            await issue(ctx, schedule, bench.now, overdue_after=QUARTER_HOUR)
+            orders = bench.enqueued(ctx, topics.RETENTION_ORDER, RetentionOrderV1)
+        kinds.append([order.kind for order in orders if order.holder is None])
+        assert orders[0].before_day == bench.now.date() + timedelta(days=1)
+    assert kinds[1:] == [[DataKind.IP_ADDRESS]] * 2
+
+
 async def test_our_own_services_leave_records_alone(bench: Bench[Store]) -> None:
     """D2, D3: an order to a holder is carried out, recorded and answered by nobody else."""
     order = RetentionOrderV1(
