@@ -104,23 +104,24 @@ class RecordStore:
         )
 
     async def save_record_events(self, events: Sequence[EventRow], told_at: datetime) -> int:
-        """Append what was told, each event once; return how many were new."""
-        n_new = 0
-        for event in events:
-            status = await self._connection.execute(
-                """
-                INSERT INTO retention_record_event
-                    (event_id, record_id, happened, happened_on, told_at)
-                VALUES ($1, $2, $3, $4, $5) ON CONFLICT (event_id) DO NOTHING
-                """,
-                event.event_id,
-                event.record_id,
-                event.happened,
-                event.happened_on,
-                told_at,
-            )
-            n_new += int(status.rpartition(" ")[2])
-        return n_new
+        """Append what was told, in this order, each event once; return how many were new."""
+        rows = await self._connection.fetch(
+            """
+            INSERT INTO retention_record_event
+                (event_id, record_id, happened, happened_on, told_at)
+            SELECT event_id, record_id, happened, happened_on, $5
+            FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::date[]) WITH ORDINALITY
+                AS given (event_id, record_id, happened, happened_on, nth)
+            ORDER BY nth
+            ON CONFLICT (event_id) DO NOTHING RETURNING event_id
+            """,
+            [event.event_id for event in events],
+            [event.record_id for event in events],
+            [event.happened for event in events],
+            [event.happened_on for event in events],
+            told_at,
+        )
+        return len(rows)
 
     async def save_dues(self, dues: Sequence[DueRow], computed_at: datetime) -> None:
         """Write when records are due, in place of what was computed before."""

@@ -30,6 +30,8 @@ from services.retention.store import Store
 
 REPEAT_AFTER = timedelta(days=20)
 """An order lives 30 days on its topic: who has not answered by then gets another."""
+OVERDUE_AFTER = timedelta(days=1)
+"""Silence of a holder for longer than this is an alarm: people may work there, not services."""
 _STALE_AT_ONCE = 1000
 
 _ACTIONS = {Deed.BLOCK: RetentionAction.RESTRICT, Deed.DELETE: RetentionAction.DROP}
@@ -141,8 +143,6 @@ async def issue_due(
     schedule: Schedule,
     as_of: datetime,
     sweep_id: UUID,
-    *,
-    overdue_after: timedelta,
 ) -> int:
     """Order the holders of all records that are due at an instant; return how many orders.
 
@@ -163,7 +163,7 @@ async def issue_due(
             attempt=0,
             as_of=as_of,
             issued_at=ctx.now,
-            overdue_at=ctx.now + overdue_after,
+            overdue_at=ctx.now + OVERDUE_AFTER,
             expected=(holder,),
         )
         await _issue(ctx, sweep_id, order, deed, [entry.record_id for entry in found])

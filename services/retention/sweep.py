@@ -53,7 +53,7 @@ async def issue(
         await ctx.store.save_order(order)
         await ctx.store.link(sweep_id, order.order_id, is_new=True)
         ctx.outbox.add(topics.RETENTION_ORDER, _to_wire(order))
-    await records.issue_due(ctx, schedule, as_of, sweep_id, overdue_after=overdue_after)
+    await records.issue_due(ctx, schedule, as_of, sweep_id)
     return sweep_id
 
 

@@ -194,6 +194,23 @@ async def test_an_order_is_explained_by_the_rules_of_its_own_day(
     assert "deeds" not in found["order"]
 
 
+async def test_an_order_is_not_explained_by_a_later_schedule(
+    bench: Bench[Store], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """R-D9: by the release of the version that its sweep wrote down, whatever is in force now."""
+    order = next(entry for entry in await sweep(bench) if entry.kind is DataKind.AD_USE)
+    document = SCHEDULE.model_dump(mode="json")
+    for rule in document["rules"]:
+        if rule["kind"] == "ad_use":
+            rule["period"]["hours"] = 24
+    later = Schedule.model_validate({**document, "version": "test.later"}, strict=False)
+    found = await told(bench, capsys, order.order_id, schedule=later)
+    assert found["rule"]["period"] == "at most 7 x 24 hours after the event"
+    assert found["schedule_version"] == SCHEDULE.version
+    kind = await told(bench, capsys, "ad_use", schedule=later)
+    assert kind["rule"]["period"] == "at most 24 hours after the event"
+
+
 async def test_a_record_is_explained_with_what_was_told_and_done(
     bench: Bench[Store], capsys: pytest.CaptureFixture[str]
 ) -> None:

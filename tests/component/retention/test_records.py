@@ -23,7 +23,7 @@ from services.chassis.received import Received
 from services.privacy.executor import Executor
 from services.retention.handlers import on_receipts
 from services.retention.record_store import RECORD_INVARIANTS
-from services.retention.records import REPEAT_AFTER, Records
+from services.retention.records import OVERDUE_AFTER, REPEAT_AFTER, Records
 from services.retention.schedule import Schedule
 from services.retention.store import Store
 from services.retention.sweep import issue
@@ -128,6 +128,9 @@ async def test_a_records_holder_is_ordered_and_its_answer_completes_the_order(
     assert order.record_ids == (event.record_id,)
     assert await sweep(bench, holder) == []
     assert not await is_complete(bench, order)
+    # a system outside has a day, our services have minutes
+    sql = "SELECT overdue_at - issued_at AS after FROM retention_order WHERE order_id = $1"
+    assert (await bench.fetch(sql, order.order_id))[0]["after"] == OVERDUE_AFTER
     await answer(bench, order)
     assert await is_complete(bench, order)
     bench.now += REPEAT_AFTER * 2
@@ -183,6 +186,17 @@ async def test_an_event_again_changes_nothing(bench: Bench[Store], holder: str) 
     assert await tell(bench, one, one) == ({"new": 1, "repeated": 1}, {})
     assert await tell(bench, one) == ({"repeated": 1}, {})
     assert await tell(bench, one.event) == ({"new": 1}, {})
+
+
+async def test_of_two_words_in_one_poll_the_later_counts(bench: Bench[Store], holder: str) -> None:
+    """R-D6: in the order of their telling, whatever their ids."""
+    event = told(holder, Happening.REJECTION_ANNOUNCED, date(2026, 1, 1))
+    days = [date(2026, 1, day) for day in range(1, 28)]
+    later = again(event, Happening.REJECTION_ANNOUNCED, bench.now.date())
+    await tell(bench, *(again(event, Happening.REJECTION_ANNOUNCED, day) for day in days), later)
+    assert await sweep(bench, holder) == []
+    await tell(bench, event)
+    assert len(await sweep(bench, holder)) == 1
 
 
 async def test_what_contradicts_is_dead_lettered_and_the_others_go_on(
