@@ -84,13 +84,18 @@ _PROTECTS = frozenset(
 class RetentionOrderV1(WireModel):
     """What to do with the rows of days before a day (UTC). Natural key: `order_id`.
 
-    Ids are opaque: an order lives 30 days on its topic. What each action needs, and may carry:
+    An order lives 30 days on its topic, the visitors whom it names do not: once all services have
+    answered, and after five days at the latest, a copy without them takes its place under the same
+    key (`names_gone`). What each action needs, and may carry:
 
     - drop: every day of the kind before `before_day`.
     - erase: `visitor_ids`; their rows of the kinds, of days before `before_day`.
     - hold: `protection_id`; whose rows (`visitor_ids`, or everybody's), which days (`from_day`).
     - restrict: `protection_id` and `visitor_ids`; their rows leave the live tables.
     - release, unrestrict: `protection_id`; what it kept of days before `before_day` is due.
+
+    Whoever reads an order whose names are gone has nothing left to do: what they stood for was
+    done, or is due by age.
 
     `other_kinds` stands beside `kind` where an order is about more than one.
 
@@ -110,6 +115,7 @@ class RetentionOrderV1(WireModel):
     protection_id: ServerId | None = None
     record_ids: Annotated[tuple[ServerId, ...], Field(max_length=RECORDS_MAX)] = ()
     holder: Annotated[str, Field(pattern=HOLDER_PATTERN)] | None = None
+    names_gone: bool = False
 
     @property
     def kinds(self) -> frozenset[DataKind]:
@@ -126,9 +132,16 @@ class RetentionOrderV1(WireModel):
 
 def _misfit(order: RetentionOrderV1) -> str | None:
     """Say what an order lacks, or carries in vain; a reader must not guess what was meant."""
-    action = order.action
     if order.record_ids or order.holder is not None:
         return _misfit_of_records(order)
+    if order.names_gone:
+        may_be = not order.visitor_ids and order.action in _MAY_NAME_VISITORS
+        return None if may_be else f"{order.action} has no names that could be gone"
+    return _misfit_of_names(order)
+
+
+def _misfit_of_names(order: RetentionOrderV1) -> str | None:
+    action = order.action
     if action in _NAMES_VISITORS and not order.visitor_ids:
         return f"{action} needs visitor_ids"
     if order.visitor_ids and action not in _MAY_NAME_VISITORS:
@@ -147,7 +160,8 @@ def _misfit_of_records(order: RetentionOrderV1) -> str | None:
         return f"{order.action} must not carry record_ids"
     if order.kind not in RECORD_KINDS:
         return f"{order.kind} is not kept as records"
-    if order.visitor_ids or order.other_kinds or order.from_day or order.protection_id:
+    others = (order.visitor_ids, order.other_kinds, order.from_day, order.protection_id)
+    if any(others) or order.names_gone:
         return "an order with record_ids names no visitors, days, protection or other kinds"
     return None
 

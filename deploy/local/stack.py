@@ -236,6 +236,7 @@ class LocalStack:
             overrides={**os.environ, **self._overrides},
             source=self._source,
             secrets_folder=self.layout.folder / "secrets",
+            hash_keys_folder=self.layout.folder / "hash_keys",
         )
         self._surroundings.write_secrets()
 

@@ -104,13 +104,20 @@ class Service(Generic[S]):
         self._before_stop: list[Task] = []
         self._ready_checks: list[Callable[[], str | None]] = []
         self._routes: dict[Topic, Handler] = {}
+        self._first: Topic | None = None
         self._on_secret: list[tuple[str, Secret, Callable[[str], None]]] = []
 
     # ------------------------------------------------------------------ what app.py adds
 
-    def consume(self, routes: dict[Topic, Handler]) -> None:
-        """Read these topics; the order of the dict is the order inside a poll's transaction."""
+    def consume(self, routes: dict[Topic, Handler], *, first: Topic | None = None) -> None:
+        """Read these topics; the order of the dict is the order inside a poll's transaction.
+
+        Args:
+            first: what this one holds at the start is worked off before anything else is read,
+                sent or served: a database that was restored is not as it was left.
+        """
         self._routes = routes
+        self._first = first
 
     def serve(self, app: Any) -> None:
         """Serve this ASGI app on the HTTP port."""
@@ -202,6 +209,7 @@ class Service(Generic[S]):
         await self._patiently("kafka", self.sink.start)
         if self._store is not None:
             await self._take_place()
+            await self._do_first()
             self._relay = Relay(
                 self.settings.secret("database_url"), self.sink, self.metrics, self.clock
             )
@@ -214,16 +222,7 @@ class Service(Generic[S]):
             self._spawn(name, run)
         if self._on_secret:
             self._spawn("secrets", self._watch_secrets)
-        if self._routes:
-            self._consumer = Consumer(
-                service=self.declaration.name,
-                settings=self.settings,
-                routes=self._routes,
-                transaction=self.transaction,
-                metrics=self.metrics,
-                clock=self.clock,
-                fail=self.fail,
-            )
+        if self._consumer is not None:
             await self._patiently("kafka", self._consumer.start)
             self._spawn("liveness", self._watch_consumer)
         self._ready = True
@@ -321,6 +320,21 @@ class Service(Generic[S]):
         self.metrics.standing_by.set_function(lambda: float(self._is_standing_by()))
         await self._patiently("postgresql", self._place.take)
         self._spawn("place", self._place.hold)
+
+    async def _do_first(self) -> None:
+        if self._routes:
+            self._consumer = Consumer(
+                service=self.declaration.name,
+                settings=self.settings,
+                routes=self._routes,
+                transaction=self.transaction,
+                metrics=self.metrics,
+                clock=self.clock,
+                fail=self.fail,
+            )
+        consumer, first = self._consumer, self._first
+        if consumer is not None and first is not None:
+            await self._patiently("kafka", lambda: consumer.catch_up(first))
 
     def _is_standing_by(self) -> bool:
         return self._place is not None and self._place.is_waited_for

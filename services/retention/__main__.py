@@ -1,9 +1,9 @@
-"""`python -m services.retention [migrate | sweep | schedule | compile | explain]`."""
+"""`python -m services.retention [migrate | sweep | schedule | explain | compile | erase | …]`."""
 
 import sys
 
 from services.chassis.service import Command, main
-from services.retention import command, compiler, explain
+from services.retention import command, compiler, explain, person_command
 from services.retention.app import build
 from services.retention.declaration import DECLARATION
 from services.retention.schedule import ScheduleError
@@ -14,6 +14,10 @@ if __name__ == "__main__":
         "sweep": command.sweep,
         "schedule": command.print_schedule,
         "explain": explain.explain,
+        "erase": person_command.erase,
+        "restrict": person_command.restrict,
+        "unrestrict": person_command.unrestrict,
+        "hold": person_command.hold,
     }
     try:
         if sys.argv[1:2] == ["compile"]:

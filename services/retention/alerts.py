@@ -28,6 +28,8 @@ def rules(limits_ms: Mapping[DataKind, int]) -> str:
         limits_ms: by kind, how old an item may become.
     """
     personal = [topic for topic in ALL_TOPICS if topic.personal]
+    # where names go before their records, an invariant watches them, not the records' age
+    whole = [topic for topic in personal if topic.personal_age_max_ms is None]
     groups: Json = {
         "groups": [
             {"name": "retention-orders", "rules": _of_orders()},
@@ -37,9 +39,9 @@ def rules(limits_ms: Mapping[DataKind, int]) -> str:
             {
                 "name": "retention-kinds",
                 "rules": [
-                    _of_kind(kind, limit_ms, [t for t in personal if kind in t.kinds])
+                    _of_kind(kind, limit_ms, carriers)
                     for kind, limit_ms in limits_ms.items()
-                    if any(kind in topic.kinds for topic in personal)
+                    if (carriers := [t for t in whole if kind in t.kinds])
                 ],
             },
         ]

@@ -172,10 +172,11 @@ def _topic_problems(schedule: Schedule) -> Iterator[str]:
 
 
 def _age_ms(topic: Topic) -> int:
-    """Return the age that a topic's records may reach, in it and in their dead letter."""
+    """Return the age that what is personal may reach, in a topic and in its dead letter."""
     # what a state topic holds is written anew, so that its dead letter holds no other age
-    follows = not topic.is_dead_letter and topic.consumers and "compact" not in topic.cleanup
-    return topic.age_max_ms + (topic.dead_letter.age_max_ms if follows else 0)
+    is_state = "compact" in topic.cleanup and topic.personal_age_max_ms is None
+    follows = topic.consumers and not is_state
+    return topic.personal_limit_ms + (topic.dead_letter.age_max_ms if follows else 0)
 
 
 def _table_problems(schedule: Schedule) -> Iterator[str]:
@@ -267,7 +268,7 @@ def _ordered_singly(schedule: Schedule) -> Iterator[str]:
 
 
 _TOPIC_HEAD = (
-    *("topic", "kinds", "shortest rule", "bytes gone"),
+    *("topic", "kinds", "shortest rule", "personal gone", "bytes gone"),
     *("retention.ms", "segment.ms", "cleanup.policy", "timestamp"),
 )
 
@@ -280,10 +281,11 @@ def topic_settings(schedule: Schedule) -> str:
         "",
         f"{_GENERATED} Schedule {schedule.version}; settings from `schemas/topics.py`.",
         "",
-        "`bytes gone` is the age that no record outlives: retention, segment, check, delete delay.",
+        "`bytes gone` is the age that no record outlives: retention, segment, check, delete delay;",
+        "`personal gone` that of what is personal in it.",
         "",
         f"| {' | '.join(_TOPIC_HEAD)} |",
-        "| --- | --- | ---: | ---: | ---: | ---: | --- | --- |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- | --- |",
     ]
     for topic in ALL_TOPICS:
         configs = topic.configs()
@@ -291,6 +293,7 @@ def topic_settings(schedule: Schedule) -> str:
         lines.append(
             f"| `{topic.name}` | {', '.join(topic.kinds) or 'none'} |"
             f" {'' if shortest is None else f'{shortest // HOUR_MS} h'} |"
+            f" {f'{topic.personal_limit_ms // HOUR_MS} h' if topic.personal else ''} |"
             f" {topic.age_max_ms // HOUR_MS} h | {configs['retention.ms']} |"
             f" {configs['segment.ms']} | {configs['cleanup.policy']} |"
             f" {configs['message.timestamp.type']} |"

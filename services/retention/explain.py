@@ -42,7 +42,7 @@ class Question:
     """What was asked for on the command line.
 
     Attributes:
-        what: a kind of data, or the id of an order or a record.
+        what: a kind of data, or the id of an order, a record, a hold or restriction.
         on: the Berlin date whose rule is asked for; None = today.
         event: when the period of an item of the kind began.
     """
@@ -56,7 +56,11 @@ class Question:
 def parse(arguments: Sequence[str]) -> Question:
     """Read the arguments of `explain`; a wrong one ends the process with status 2."""
     parser = argparse.ArgumentParser(prog="python -m services.retention explain")
-    parser.add_argument("what", type=_what, help="a kind of data, or the id of an order or record")
+    parser.add_argument(
+        "what",
+        type=_what,
+        help="a kind of data, or the id of an order, record, hold or restriction",
+    )
     parser.add_argument("--on", type=date.fromisoformat, help="the rule of that day: 2026-11-30")
     parser.add_argument(
         "--event", type=_instant, help="begin of an item's period: 2026-11-22T18:00:00Z, or a day"
@@ -114,7 +118,9 @@ class Explainer:
             sys.stderr.write(f"retention: {error}\n")
             return EXIT_REFUSED
         if answer is None:
-            sys.stderr.write(f"retention: no order or record has the id {question.what}\n")
+            sys.stderr.write(
+                f"retention: no order, record, hold or restriction has the id {question.what}\n"
+            )
             return EXIT_UNKNOWN
         sys.stdout.write(f"{json.dumps(answer) if question.json else _lines(answer)}\n")
         return 0
@@ -124,7 +130,11 @@ class Explainer:
         day = question.on or calendar.berlin_date(self._clock.now())
         if isinstance(question.what, DataKind):
             return await self._of_kind(question.what, day, question.event)
-        return await self._of_order(question.what) or await self._of_record(question.what, day)
+        return (
+            await self._of_order(question.what)
+            or await self._of_record(question.what, day)
+            or await self._of_protection(question.what, day)
+        )
 
     async def _of_kind(self, kind: DataKind, day: date, event: datetime | None) -> Answer:
         rule = self._rules.rule_on(kind, day)
@@ -148,7 +158,7 @@ class Explainer:
         rules = (releases.of_version(version) if version else None) or self._rules
         day = calendar.berlin_date(standing.order.as_of)
         rule = rules.rule_on(DataKind(standing.order.kind), day)
-        deeds = await self._store.records_of_order(order_id)
+        deeds = await self._store.records.count_of_order(order_id)
         answer: Answer = {"order": describe(standing), **self._rule(rule, rules)}
         if deeds:
             answer["order"]["deeds"] = deeds
@@ -156,13 +166,14 @@ class Explainer:
 
     async def _of_record(self, record_id: UUID, day: date) -> Answer | None:
         found = records.histories_of(
-            await self._store.records([record_id]), await self._store.record_events([record_id])
+            await self._store.records.known([record_id]),
+            await self._store.records.events([record_id]),
         )
         if not found:
             return None
         (history,) = found
         rule = self._rules.rule_on(history.record.kind, day)
-        deeds = await self._store.orders_of_record(record_id)
+        deeds = await self._store.records.orders_of(record_id)
         orders = await self._orders([order_id for order_id, _ in deeds])
         for order, (_, deed) in zip(orders, deeds, strict=True):
             order["deed"] = deed
@@ -176,6 +187,35 @@ class Explainer:
             },
             "open_exceptions": [name.value for name in record_rules.open_exceptions(rule, history)],
             "orders": orders,
+        }
+
+    async def _of_protection(self, protection_id: UUID, day: date) -> Answer | None:
+        found = await self._store.protections.protection(protection_id)
+        if found is None:
+            return None
+        scope = found.scope
+        rules = [self._rules.rule_on(DataKind(kind), day) for kind in scope.kinds]
+        return {
+            "protection": {
+                "protection_id": str(protection_id),
+                "is": "hold" if found.is_hold else "restriction",
+                "is_in_force": found.is_in_force,
+                "case_number": found.case_number,
+                "ground": found.ground,
+                "kinds": list(scope.kinds),
+                "from_day": scope.from_day and scope.from_day.isoformat(),
+                "before_day": scope.before_day.isoformat(),
+                "names_visitors": scope.names_visitors,
+                "review_on": found.review_on and found.review_on.isoformat(),
+            },
+            "steps": [
+                {"step": step, "by": staff_id, "done_at": done_at.isoformat()}
+                for step, staff_id, done_at in await self._store.steps_of_protection(protection_id)
+            ],
+            "on": day.isoformat(),
+            # what it keeps from going, and what is due again when it is over
+            "rules": [self._rule(rule)["rule"] for rule in rules],
+            "orders": await self._orders(await self._store.orders_of_protection(protection_id)),
         }
 
     async def _orders(self, order_ids: Sequence[UUID]) -> list[Answer]:

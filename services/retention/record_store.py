@@ -9,7 +9,7 @@ import asyncpg
 
 from services.chassis import db
 
-RECORD_INVARIANTS = {
+INVARIANTS = {
     # D1: a record's day has come, and no order for it was issued within a sweep's hour and a day
     "d1_no_record_due_without_order": """
         SELECT count(*) FROM retention_record_due d
@@ -68,7 +68,7 @@ class RecordStore:
         """Take the transaction's connection."""
         self._connection = connection
 
-    async def records(self, record_ids: Collection[UUID]) -> dict[UUID, RecordRow]:
+    async def known(self, record_ids: Collection[UUID]) -> dict[UUID, RecordRow]:
         """Return known records by id."""
         rows = await self._connection.fetch(
             """
@@ -79,7 +79,7 @@ class RecordStore:
         )
         return {row["record_id"]: RecordRow(**row) for row in rows}
 
-    async def record_events(self, record_ids: Collection[UUID]) -> dict[UUID, list[EventRow]]:
+    async def events(self, record_ids: Collection[UUID]) -> dict[UUID, list[EventRow]]:
         """Return what was told of records, by record, in the order of its telling."""
         rows = await self._connection.fetch(
             """
@@ -93,7 +93,7 @@ class RecordStore:
             found.setdefault(row["record_id"], []).append(EventRow(**row))
         return found
 
-    async def save_records(self, records: Sequence[RecordRow], told_at: datetime) -> None:
+    async def save(self, records: Sequence[RecordRow], told_at: datetime) -> None:
         """Append records that are new."""
         await self._connection.executemany(
             """
@@ -103,7 +103,7 @@ class RecordStore:
             [(r.record_id, r.kind, r.document_class, r.holder, told_at) for r in records],
         )
 
-    async def save_record_events(self, events: Sequence[EventRow], told_at: datetime) -> int:
+    async def save_events(self, events: Sequence[EventRow], told_at: datetime) -> int:
         """Append what was told, in this order, each event once; return how many were new."""
         rows = await self._connection.fetch(
             """
@@ -140,7 +140,7 @@ class RecordStore:
             ],
         )
 
-    async def stale_records(
+    async def stale(
         self, rules_from: Mapping[str, date], schedule_version: str, limit: int
     ) -> list[UUID]:
         """Return records that were computed by another rule than the one in force.
@@ -162,7 +162,7 @@ class RecordStore:
         )
         return [row["record_id"] for row in rows]
 
-    async def forget_deleted_records(self) -> None:
+    async def forget_deleted(self) -> None:
         """Watch no longer what its holder has deleted; what was told and ordered stays."""
         await self._connection.execute(
             """
@@ -172,7 +172,7 @@ class RecordStore:
             """
         )
 
-    async def unordered_records(self, as_of: datetime, repeat_before: datetime) -> list[UUID]:
+    async def unordered(self, as_of: datetime, repeat_before: datetime) -> list[UUID]:
         """Return records with a deed due at an instant that nobody was ordered to do, or answered.
 
         Args:
@@ -208,9 +208,7 @@ class RecordStore:
         )
         return found
 
-    async def save_record_order(
-        self, order_id: UUID, record_ids: Collection[UUID], deed: str
-    ) -> None:
+    async def save_order(self, order_id: UUID, record_ids: Collection[UUID], deed: str) -> None:
         """Record which records an order is about."""
         await self._connection.execute(
             """
@@ -224,7 +222,7 @@ class RecordStore:
 
     # ------------------------------------------------------------------ explain
 
-    async def orders_of_record(self, record_id: UUID) -> list[tuple[UUID, str]]:
+    async def orders_of(self, record_id: UUID) -> list[tuple[UUID, str]]:
         """Return the orders about a record with their deeds, oldest first."""
         rows: list[asyncpg.Record] = await self._connection.fetch(
             """
@@ -235,7 +233,7 @@ class RecordStore:
         )
         return [(row["order_id"], row["deed"]) for row in rows]
 
-    async def records_of_order(self, order_id: UUID) -> dict[str, int]:
+    async def count_of_order(self, order_id: UUID) -> dict[str, int]:
         """Return how many records an order names, by deed; empty for one about rows."""
         rows = await self._connection.fetch(
             """
@@ -245,38 +243,3 @@ class RecordStore:
             order_id,
         )
         return {row["deed"]: row["n"] for row in rows}
-
-    async def last_orders(self, kind: str, until: datetime, limit: int) -> list[UUID]:
-        """Return the latest orders of a kind that were issued before an instant."""
-        rows = await self._connection.fetch(
-            """
-            SELECT order_id FROM retention_order WHERE kind = $1 AND issued_at < $2
-            ORDER BY issued_at DESC, order_id DESC LIMIT $3
-            """,
-            kind,
-            until,
-            limit,
-        )
-        return [row["order_id"] for row in rows]
-
-    async def last_sweep(self, until: datetime) -> tuple[UUID, datetime, datetime, str] | None:
-        """Return the latest sweep before an instant: id, as of, made at, version."""
-        row = await self._connection.fetchrow(
-            """
-            SELECT sweep_id, as_of, swept_at, schedule_version FROM retention_sweep
-            WHERE swept_at < $1 ORDER BY swept_at DESC, sweep_id DESC LIMIT 1
-            """,
-            until,
-        )
-        return None if row is None else tuple(row)
-
-    async def version_of_order(self, order_id: UUID) -> str | None:
-        """Return the schedule's version of the sweep that issued an order."""
-        found: str | None = await self._connection.fetchval(
-            """
-            SELECT schedule_version FROM retention_sweep JOIN retention_sweep_order USING (sweep_id)
-            WHERE order_id = $1 AND is_new
-            """,
-            order_id,
-        )
-        return found

@@ -58,7 +58,7 @@ class Records:
         for, is dead-lettered: an order for it could never be carried out.
         """
         await ctx.store.lock()
-        known = await ctx.store.records({received.event.record_id for received in batch})
+        known = await ctx.store.records.known({received.event.record_id for received in batch})
         new: list[RecordRow] = []
         events: list[EventRow] = []
         for received in batch:
@@ -71,8 +71,8 @@ class Records:
                 known[row.record_id] = row
                 new.append(row)
             events.append(_event(received))
-        await ctx.store.save_records(new, ctx.now)
-        n_new = await ctx.store.save_record_events(events, ctx.now)
+        await ctx.store.records.save(new, ctx.now)
+        n_new = await ctx.store.records.save_events(events, ctx.now)
         await compute(ctx, self._schedule, {event.record_id for event in events}, ctx.now)
         ctx.count(topics.RECORD, "new", n_new)
         ctx.count(topics.RECORD, "repeated", len(events) - n_new)
@@ -89,7 +89,7 @@ def _refuse(row: RecordRow, known: RecordRow | None) -> Refusal | None:
 async def histories(ctx: Context[Store], record_ids: Collection[UUID]) -> list[History]:
     """Return records with all that was told of them; unknown ids are left out."""
     return histories_of(
-        await ctx.store.records(record_ids), await ctx.store.record_events(record_ids)
+        await ctx.store.records.known(record_ids), await ctx.store.records.events(record_ids)
     )
 
 
@@ -135,7 +135,7 @@ async def compute(
                 schedule_version=schedule.version,
             )
         )
-    await ctx.store.save_dues(dues, ctx.now)
+    await ctx.store.records.save_dues(dues, ctx.now)
 
 
 async def issue_due(
@@ -148,9 +148,9 @@ async def issue_due(
 
     Part of a sweep, in its transaction and under its lock.
     """
-    await ctx.store.forget_deleted_records()
+    await ctx.store.records.forget_deleted()
     await _compute_stale(ctx, schedule, as_of)
-    candidates = await ctx.store.unordered_records(as_of, ctx.now - REPEAT_AFTER)
+    candidates = await ctx.store.records.unordered(as_of, ctx.now - REPEAT_AFTER)
     known = {history.record.record_id: history for history in await histories(ctx, candidates)}
     due = record_rules.due_records(schedule, known.values(), as_of)
     n_orders = 0
@@ -165,6 +165,7 @@ async def issue_due(
             issued_at=ctx.now,
             overdue_at=ctx.now + OVERDUE_AFTER,
             expected=(holder,),
+            action=_ACTIONS[deed].value,
         )
         await _issue(ctx, sweep_id, order, deed, [entry.record_id for entry in found])
         n_orders += 1
@@ -174,10 +175,10 @@ async def issue_due(
 async def _issue(
     ctx: Context[Store], sweep_id: UUID, order: Order, deed: Deed, record_ids: list[UUID]
 ) -> None:
-    attempt = await ctx.store.next_attempt(order.kind, order.before_day)
+    attempt = await ctx.store.records.next_attempt(order.kind, order.before_day)
     order = replace(order, attempt=attempt)
     await ctx.store.save_order(order)
-    await ctx.store.save_record_order(order.order_id, record_ids, deed.value)
+    await ctx.store.records.save_order(order.order_id, record_ids, deed.value)
     await ctx.store.link(sweep_id, order.order_id, is_new=True)
     ctx.outbox.add(
         topics.RETENTION_ORDER,
@@ -199,7 +200,7 @@ async def _compute_stale(ctx: Context[Store], schedule: Schedule, as_of: datetim
     rules_from = {
         kind.value: schedule.rule_on(kind, day).valid_from for kind in sorted(RECORD_KINDS)
     }
-    while stale := await ctx.store.stale_records(rules_from, schedule.version, _STALE_AT_ONCE):
+    while stale := await ctx.store.records.stale(rules_from, schedule.version, _STALE_AT_ONCE):
         await compute(ctx, schedule, stale, as_of)
 
 

@@ -61,7 +61,7 @@ class ThreatAssessment(_Data):
 
     Attributes:
         ends_on: first day on which it is over; a special one must have it.
-        case_id: exactly of a special one: the case whose hold names the addresses concerned.
+        case_id: exactly of a special one: the case number of the hold that names the addresses.
     """
 
     assessed_on: date
@@ -69,7 +69,7 @@ class ThreatAssessment(_Data):
     author: Text
     reason: Text
     ends_on: date | None = None
-    case_id: Annotated[str, Field(pattern=r"^[A-Z0-9][A-Z0-9\-]{0,39}$")] | None = None
+    case_id: Annotated[str, Field(pattern=r"^[A-Z]{2,8}-20[0-9]{2}-[0-9]{1,5}$")] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

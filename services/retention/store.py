@@ -7,13 +7,17 @@ from uuid import UUID
 
 import asyncpg
 
+from services.chassis import db
+from services.retention import protection_store, record_store
 from services.retention.domain import Count, Order, Receipt, Standing, Sweep
-from services.retention.record_store import RECORD_INVARIANTS, RecordStore
+from services.retention.protection_store import ProtectionStore
+from services.retention.record_store import RecordStore
 
 _EVIDENCE_LOCK = 7_411_101
 
 INVARIANTS = {
-    **RECORD_INVARIANTS,
+    **protection_store.INVARIANTS,
+    **record_store.INVARIANTS,
     # orders whose completion is written, but somebody expected has not answered
     "d3_complete_only_with_all_receipts": """
         SELECT count(*) FROM retention_completion c JOIN retention_order o USING (order_id)
@@ -58,8 +62,14 @@ class Age:
     age_max: timedelta
 
 
-class Store(RecordStore):
+class Store:
     """Retention's rows on one open transaction."""
+
+    def __init__(self, connection: db.Connection) -> None:
+        """Take the transaction's connection."""
+        self._connection = connection
+        self.protections = ProtectionStore(connection)
+        self.records = RecordStore(connection)
 
     async def lock(self) -> None:
         """Let one transaction at a time write evidence: sweeps and last receipts meet here.
@@ -93,7 +103,8 @@ class Store(RecordStore):
         """Return the latest order of a cut, if one was ever issued."""
         row = await self._connection.fetchrow(
             """
-            SELECT * FROM retention_order WHERE kind = $1 AND before_day = $2
+            SELECT * FROM retention_order
+            WHERE kind = $1 AND before_day = $2 AND action = 'drop'
             ORDER BY attempt DESC LIMIT 1
             """,
             kind,
@@ -106,8 +117,8 @@ class Store(RecordStore):
         await self._connection.execute(
             """
             INSERT INTO retention_order (order_id, kind, requirement, before_day, attempt, as_of,
-                                         issued_at, overdue_at, expected)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+                                         issued_at, overdue_at, expected, action)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
             """,
             order.order_id,
             order.kind,
@@ -118,6 +129,7 @@ class Store(RecordStore):
             order.issued_at,
             order.overdue_at,
             list(order.expected),
+            order.action,
         )
 
     async def link(self, sweep_id: UUID, order_id: UUID, *, is_new: bool) -> None:
@@ -189,6 +201,62 @@ class Store(RecordStore):
         )
         return list((await self.standings([row["order_id"] for row in rows])).values())
 
+    async def last_orders(self, kind: str, until: datetime, limit: int) -> list[UUID]:
+        """Return the latest orders of a kind that were issued before an instant."""
+        rows = await self._connection.fetch(
+            """
+            SELECT order_id FROM retention_order WHERE kind = $1 AND issued_at < $2
+            ORDER BY issued_at DESC, order_id DESC LIMIT $3
+            """,
+            kind,
+            until,
+            limit,
+        )
+        return [row["order_id"] for row in rows]
+
+    async def last_sweep(self, until: datetime) -> tuple[UUID, datetime, datetime, str] | None:
+        """Return the latest sweep before an instant: id, as of, made at, version."""
+        row = await self._connection.fetchrow(
+            """
+            SELECT sweep_id, as_of, swept_at, schedule_version FROM retention_sweep
+            WHERE swept_at < $1 ORDER BY swept_at DESC, sweep_id DESC LIMIT 1
+            """,
+            until,
+        )
+        return None if row is None else tuple(row)
+
+    async def version_of_order(self, order_id: UUID) -> str | None:
+        """Return the schedule's version of the sweep that issued an order."""
+        found: str | None = await self._connection.fetchval(
+            """
+            SELECT schedule_version FROM retention_sweep JOIN retention_sweep_order USING (sweep_id)
+            WHERE order_id = $1 AND is_new
+            """,
+            order_id,
+        )
+        return found
+
+    async def orders_of_protection(self, protection_id: UUID) -> list[UUID]:
+        """Return the orders about a hold or restriction, oldest first."""
+        rows = await self._connection.fetch(
+            """
+            SELECT order_id FROM retention_person_order WHERE protection_id = $1 ORDER BY order_id
+            """,
+            protection_id,
+        )
+        return [row["order_id"] for row in rows]
+
+    async def steps_of_protection(self, protection_id: UUID) -> list[tuple[str, str, datetime]]:
+        """Return what was done about a hold or restriction, by whom of the staff, and when."""
+        rows = await self._connection.fetch(
+            """
+            SELECT step, staff_id, done_at FROM retention_protection_step
+            WHERE protection_id = $1 ORDER BY done_at, step
+            """,
+            protection_id,
+        )
+        return [(row["step"], row["staff_id"], row["done_at"]) for row in rows]
+
     async def save_receipts(self, receipts: Sequence[Receipt], received_at: datetime) -> None:
         """Append receipts that are new."""
         await self._connection.executemany(
@@ -242,6 +310,7 @@ def _order(row: asyncpg.Record) -> Order:
         issued_at=row["issued_at"],
         overdue_at=row["overdue_at"],
         expected=tuple(row["expected"]),
+        action=row["action"],
     )
 
 

@@ -19,6 +19,8 @@ from schemas.retention import (
 from services.chassis.ids import TimeOrderedIds
 from services.retention.explain import EXIT_REFUSED, EXIT_UNKNOWN, Explainer, parse
 from services.retention.handlers import on_receipts
+from services.retention.person_orders import Author, PersonOrders
+from services.retention.protections import Scope
 from services.retention.records import Records
 from services.retention.schedule import Schedule, load
 from services.retention.settings import DEFAULT_SCHEDULE
@@ -247,6 +249,41 @@ async def test_a_record_is_explained_with_what_was_told_and_done(
     ] == "2025-01-01"
 
 
+async def test_a_hold_is_explained_with_its_case_its_steps_and_its_orders(
+    bench: Bench[Store], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """R-D3, R-D9: ground, who and when, until when at the latest, and whom it asked."""
+    today = bench.now.date()
+    scope = Scope(
+        kinds=("traffic_data", "ad_use"),
+        from_day=today - timedelta(days=3),
+        before_day=today,
+        names_visitors=False,
+    )
+    async with bench.transaction() as ctx:
+        orders = PersonOrders(ctx, SCHEDULE, timedelta(minutes=15))
+        hold_id = await orders.propose_hold(
+            Author(staff_id="staff-1", case_number="STRAF-2026-9"),
+            ground="prosecution",
+            scope=scope,
+            review_on=today + timedelta(days=90),
+            visitor_ids=(),
+        )
+        await orders.place_hold("staff-2", hold_id)
+    found = await told(bench, capsys, hold_id)
+    assert found["protection"]["is"] == "hold"
+    assert found["protection"]["is_in_force"] is True
+    assert found["protection"]["case_number"] == "STRAF-2026-9"
+    assert found["protection"]["review_on"] == (today + timedelta(days=90)).isoformat()
+    assert [(entry["step"], entry["by"]) for entry in found["steps"]] == [
+        ("placed", "staff-2"),
+        ("proposed", "staff-1"),
+    ]
+    assert [rule["requirement"] for rule in found["rules"]] == ["R-D5", "R-D5"]
+    (order,) = found["orders"]
+    assert order["silent"] == list(topics.RETENTION_ORDER.consumers)
+
+
 async def test_lines_say_the_same_as_json(
     bench: Bench[Store], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -269,7 +306,10 @@ async def test_an_unknown_id_and_a_day_without_rule_are_said(
     """R-D9: with a status of their own."""
     unknown = IDS.new()
     assert await ask(bench, unknown) == EXIT_UNKNOWN
-    assert capsys.readouterr().err == f"retention: no order or record has the id {unknown}\n"
+    assert (
+        capsys.readouterr().err
+        == f"retention: no order, record, hold or restriction has the id {unknown}\n"
+    )
     assert await ask(bench, "ad_use", "--on", "2021-11-30") == EXIT_REFUSED
     assert "no rule for ad_use is in force on 2021-11-30" in capsys.readouterr().err
 

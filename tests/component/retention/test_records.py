@@ -22,7 +22,7 @@ from services.chassis.ids import TimeOrderedIds
 from services.chassis.received import Received
 from services.privacy.executor import Executor
 from services.retention.handlers import on_receipts
-from services.retention.record_store import RECORD_INVARIANTS
+from services.retention.record_store import INVARIANTS
 from services.retention.records import OVERDUE_AFTER, REPEAT_AFTER, Records
 from services.retention.schedule import Schedule
 from services.retention.store import Store
@@ -113,7 +113,7 @@ async def is_complete(bench: Bench[Store], order: RetentionOrderV1) -> bool:
 
 
 async def violations(bench: Bench[Store]) -> dict[str, int]:
-    found = {name: (await bench.fetch(sql))[0]["count"] for name, sql in RECORD_INVARIANTS.items()}
+    found = {name: (await bench.fetch(sql))[0]["count"] for name, sql in INVARIANTS.items()}
     return {name: n for name, n in found.items() if n}
 
 

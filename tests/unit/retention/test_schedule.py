@@ -60,8 +60,8 @@ def test_topics_let_nothing_live_as_long_as_the_schedule_allows():
     for topic in topics.REGISTRY:
         if topic.personal:
             dead_letter_ms = topic.dead_letter.age_max_ms if topic.consumers else 0
-            is_state = topic.cleanup == "compact,delete"
-            total_ms = topic.age_max_ms + (0 if is_state else dead_letter_ms)
+            is_state = topic.name == "consent-state"
+            total_ms = topic.personal_limit_ms + (0 if is_state else dead_letter_ms)
             assert total_ms < 7 * topics.DAY_MS, topic.name
 
 
@@ -234,7 +234,7 @@ def assessed(*more: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def special(day: str, end: str, case: str = "C-1") -> dict[str, Any]:
+def special(day: str, end: str, case: str = "SEC-2026-1") -> dict[str, Any]:
     return {"assessed_on": day, "level": "special", "ends_on": end, "case_id": case}
 
 
@@ -289,9 +289,9 @@ def test_a_special_threat_lengthens_nothing_in_general(tmp_path):
 def test_the_holds_of_a_special_threat_are_due_when_it_ends(tmp_path):
     """R-D2, R-D3: by its date, also when another case goes on; renewed, with the last end."""
     document = assessed(
-        special("2026-11-20", "2026-12-10", "C-1"),
-        special("2026-11-21", "2027-02-01", "C-2"),
-        special("2026-12-09", "2027-01-15", "C-1"),
+        special("2026-11-20", "2026-12-10", "SEC-2026-1"),
+        special("2026-11-21", "2027-02-01", "SEC-2026-2"),
+        special("2026-12-09", "2027-01-15", "SEC-2026-1"),
     )
     schedule = load(write(tmp_path, document))
 
@@ -300,25 +300,28 @@ def test_the_holds_of_a_special_threat_are_due_when_it_ends(tmp_path):
 
     assert cases("2026-12-10T12:00:00+01:00") == ()
     assert cases("2027-01-14T23:59:59+01:00") == ()
-    assert cases("2027-01-15T00:00:00+01:00") == ("C-1",)
-    assert cases("2027-02-01T00:00:00+01:00") == ("C-1", "C-2")
+    assert cases("2027-01-15T00:00:00+01:00") == ("SEC-2026-1",)
+    assert cases("2027-02-01T00:00:00+01:00") == ("SEC-2026-1", "SEC-2026-2")
 
 
 @pytest.mark.parametrize(
     ("entries", "says"),
     [
-        ([special("2026-11-30", "2027-03-01")], "case C-1 may not last beyond 2027-02-28"),
+        ([special("2026-11-30", "2027-03-01")], "case SEC-2026-1 may not last beyond 2027-02-28"),
         (
             [special("2026-11-20", "2026-12-20"), special("2026-12-20", "2027-03-20")],
-            "case C-1 may not last beyond 2027-02-20",
+            "case SEC-2026-1 may not last beyond 2027-02-20",
         ),
-        ([{"assessed_on": "2026-11-20", "level": "special", "case_id": "C-1"}], "needs its end"),
+        (
+            [{"assessed_on": "2026-11-20", "level": "special", "case_id": "SEC-2026-1"}],
+            "needs its end",
+        ),
         (
             [{"assessed_on": "2026-11-20", "level": "special", "ends_on": "2026-12-01"}],
             "a case belongs to a special threat",
         ),
         (
-            [{"assessed_on": "2026-11-20", "level": "normal", "case_id": "C-1"}],
+            [{"assessed_on": "2026-11-20", "level": "normal", "case_id": "SEC-2026-1"}],
             "a case belongs to a special threat",
         ),
         (
@@ -354,5 +357,5 @@ def test_no_assessment_outlives_its_end_or_its_review(length, start, asked):
     day = start + timedelta(days=asked)
     for assessment in schedule.assessments_on(day):
         assert assessment.assessed_on <= day < add_months(assessment.assessed_on, 12)
-    is_over = "C-1" in schedule.special_holds_due(datetime.combine(day, time(12), UTC))
+    is_over = "SEC-2026-1" in schedule.special_holds_due(datetime.combine(day, time(12), UTC))
     assert is_over == (day >= end)

@@ -76,6 +76,7 @@ def test_what_each_action_needs_is_enough(action: str, fields: dict[str, Any]) -
         ("drop", {**RECORDS, "kind": "ad_use"}, "ad_use is not kept as records"),
         ("restrict", {**RECORDS, "visitor_ids": [VISITOR]}, "names no visitors"),
         ("restrict", {**RECORDS, "protection_id": PROTECTION}, "names no visitors"),
+        ("restrict", {**RECORDS, "names_gone": True}, "names no visitors"),
         ("drop", {**RECORDS, "other_kinds": ["contact"]}, "names no visitors"),
     ],
 )
