@@ -1,0 +1,60 @@
+-- records that other systems keep: opaque ids, words and dates only (R-D5b to R-D8, D4)
+-- depends: retention_0001_orders
+
+-- migrate: apply
+SET lock_timeout = '5s';
+
+CREATE TABLE retention_record (
+    record_id uuid NOT NULL CONSTRAINT retention_record_pk PRIMARY KEY,
+    kind text NOT NULL,
+    document_class text,
+    holder text NOT NULL,
+    first_told_at timestamptz NOT NULL
+);
+
+-- `told` is the order of telling: of two words on the same thing the later one counts.
+CREATE TABLE retention_record_event (
+    event_id uuid NOT NULL CONSTRAINT retention_record_event_pk PRIMARY KEY,
+    record_id uuid NOT NULL
+        CONSTRAINT retention_record_event_record_fk REFERENCES retention_record,
+    told bigint NOT NULL GENERATED ALWAYS AS IDENTITY,
+    happened text NOT NULL,
+    happened_on date NOT NULL,
+    told_at timestamptz NOT NULL
+);
+CREATE INDEX retention_record_event_record_ix ON retention_record_event (record_id, told);
+
+-- What follows from the two above and from the rule of the day; written anew when either changes,
+-- gone when the record is.
+CREATE TABLE retention_record_due (
+    record_id uuid NOT NULL CONSTRAINT retention_record_due_pk PRIMARY KEY
+        CONSTRAINT retention_record_due_record_fk REFERENCES retention_record,
+    block_at timestamptz,
+    delete_at timestamptz,
+    rule_from date NOT NULL,
+    schedule_version text NOT NULL,
+    computed_at timestamptz NOT NULL
+);
+CREATE INDEX retention_record_due_block_ix ON retention_record_due (block_at);
+CREATE INDEX retention_record_due_delete_ix ON retention_record_due (delete_at);
+
+CREATE TABLE retention_record_order (
+    order_id uuid NOT NULL CONSTRAINT retention_record_order_order_fk REFERENCES retention_order,
+    record_id uuid NOT NULL
+        CONSTRAINT retention_record_order_record_fk REFERENCES retention_record,
+    deed text NOT NULL CONSTRAINT retention_record_order_deed_ck CHECK (deed IN ('block', 'delete')),
+    CONSTRAINT retention_record_order_pk PRIMARY KEY (order_id, record_id)
+);
+CREATE INDEX retention_record_order_record_ix ON retention_record_order (record_id, deed);
+
+-- Evidence is appended, never changed.
+DO $$
+BEGIN
+    EXECUTE format(
+        'REVOKE UPDATE, DELETE, TRUNCATE ON retention_record, retention_record_event,
+         retention_record_order FROM %I', current_database());
+    EXECUTE format('REVOKE TRUNCATE ON retention_record_due FROM %I', current_database());
+END
+$$;
+
+-- migrate: rollback
