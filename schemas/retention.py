@@ -196,10 +196,16 @@ class TableCount(WireModel):
 
 
 class RetentionReceiptV1(WireModel):
-    """What one service did about one order: counts, never data. Natural key: (order, service)."""
+    """What one service did about one order: counts, never data. Natural key: (order, service).
+
+    Signed by the service (Ed25519, `services/privacy/receipts.py`): `signature` in hex, over all
+    other fields but `key_id`.
+    """
 
     order_id: ServerId
     service: Annotated[str, Field(pattern=HOLDER_PATTERN)]
     kind: DataKind
     counts: Annotated[tuple[TableCount, ...], Field(max_length=64)]
     done_at: Instant
+    key_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9]{1,32}$")] | None = None
+    signature: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")] | None = None

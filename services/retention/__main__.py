@@ -18,6 +18,7 @@ if __name__ == "__main__":
         "restrict": person_command.restrict,
         "unrestrict": person_command.unrestrict,
         "hold": person_command.hold,
+        "verify": person_command.verify,
     }
     try:
         if sys.argv[1:2] == ["compile"]:

@@ -32,6 +32,10 @@ CLASSIFICATION: Classification = {
         "record_id block_at delete_at rule_from schedule_version computed_at"
     ),
     "retention_record_order": plain("order_id record_id deed"),
+    "retention_chain": plain("seq what ref service commitment hash"),
+    "retention_chain_salt": plain("seq salt"),
+    "retention_refusal": plain("refusal_id what reason staff_id refused_at"),
+    "retention_anchor": plain("anchor_day seq hash key_id signature"),
     "retention_topic_age": plain("topic part oldest_at age_max measured_at"),
 }
 

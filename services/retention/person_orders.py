@@ -277,6 +277,7 @@ class PersonOrders:
         protection_id: UUID | None = None,
     ) -> UUID:
         ctx = self._ctx
+        await ctx.store.lock()
         order = Order(
             order_id=ctx.ids.new(),
             kind=kinds[0],

@@ -10,6 +10,7 @@ import asyncpg
 from services.chassis import db
 from services.retention import protection_store, record_store
 from services.retention.domain import Count, Order, Receipt, Standing, Sweep
+from services.retention.evidence import Evidence, Item
 from services.retention.protection_store import ProtectionStore
 from services.retention.record_store import RecordStore
 
@@ -70,6 +71,7 @@ class Store:
         self._connection = connection
         self.protections = ProtectionStore(connection)
         self.records = RecordStore(connection)
+        self.evidence = Evidence(connection)
 
     async def lock(self) -> None:
         """Let one transaction at a time write evidence: sweeps and last receipts meet here.
@@ -131,6 +133,7 @@ class Store:
             list(order.expected),
             order.action,
         )
+        await self.evidence.chain([Item("order", order.order_id)])
 
     async def link(self, sweep_id: UUID, order_id: UUID, *, is_new: bool) -> None:
         """Record that a sweep made an order, or found it made."""
@@ -276,6 +279,8 @@ class Store:
                 for receipt in receipts
             ],
         )
+        items = [Item("receipt", receipt.order_id, receipt.service) for receipt in receipts]
+        await self.evidence.chain(items)
 
     async def save_completions(self, order_ids: Sequence[UUID], completed_at: datetime) -> None:
         """Record that all expected answers are there."""

@@ -38,8 +38,10 @@ CREATE TABLE retention_record_due (
 CREATE INDEX retention_record_due_block_ix ON retention_record_due (block_at);
 CREATE INDEX retention_record_due_delete_ix ON retention_record_due (delete_at);
 
+-- goes with the order that it is evidence of
 CREATE TABLE retention_record_order (
-    order_id uuid NOT NULL CONSTRAINT retention_record_order_order_fk REFERENCES retention_order,
+    order_id uuid NOT NULL CONSTRAINT retention_record_order_order_fk
+        REFERENCES retention_order ON DELETE CASCADE,
     record_id uuid NOT NULL
         CONSTRAINT retention_record_order_record_fk REFERENCES retention_record,
     deed text NOT NULL CONSTRAINT retention_record_order_deed_ck CHECK (deed IN ('block', 'delete')),
