@@ -49,6 +49,21 @@ CREATE TABLE retention_record_order (
 );
 CREATE INDEX retention_record_order_record_ix ON retention_record_order (record_id, deed);
 
+-- Of records that their holders have deleted, once the evidence of that is gone too (R-D10).
+CREATE FUNCTION retention_record_drop(before date) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    due uuid[];
+BEGIN
+    SELECT coalesce(array_agg(r.record_id), '{}') INTO due FROM retention_record r
+    WHERE r.first_told_at < before
+      AND NOT EXISTS (SELECT FROM retention_record_due d WHERE d.record_id = r.record_id)
+      AND NOT EXISTS (SELECT FROM retention_record_order o WHERE o.record_id = r.record_id);
+    DELETE FROM retention_record_event WHERE record_id = ANY(due);
+    DELETE FROM retention_record WHERE record_id = ANY(due);
+    RETURN cardinality(due);
+END $$;
+
 -- Evidence is appended, never changed.
 DO $$
 BEGIN
