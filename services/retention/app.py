@@ -7,7 +7,6 @@ from aiokafka.errors import KafkaError
 from prometheus_client import CollectorRegistry
 
 from schemas import topics
-from schemas.retention import DataKind
 from services.chassis import errors, logs
 from services.chassis.clock import sleep
 from services.chassis.service import Service
@@ -86,16 +85,12 @@ class Tasks:
             await sleep(self._settings.sweep_interval_s)
 
     async def sweep(self) -> None:
-        """Order what is due now; lift what ends by itself; drop our own evidence that is due."""
+        """Order what is due now; lift what ends by itself."""
         silence = timedelta(seconds=self._settings.order_overdue_after_s)
         async with self._service.transaction() as ctx:
             # before the drops, so that what a hold kept is due with the rest
             await PersonOrders(ctx, self._rules, silence).release_ended_threats()
             await issue(ctx, self._rules, ctx.now, overdue_after=silence)
-            await ctx.store.lock()
-            await ctx.store.evidence.drop(
-                self._rules.before_day(DataKind.DELETION_RECEIPT, ctx.now)
-            )
         now = self._service.clock.now()
         self._metrics.last_sweep.set(now.timestamp())
         today = calendar.berlin_date(now)

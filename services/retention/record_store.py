@@ -172,6 +172,11 @@ class RecordStore:
             """
         )
 
+    async def drop(self, before: date) -> int:
+        """Drop deleted records of before a day whose orders have gone; return how many."""
+        found: int = await self._connection.fetchval("SELECT retention_record_drop($1)", before)
+        return found
+
     async def unordered(self, as_of: datetime, repeat_before: datetime) -> list[UUID]:
         """Return records with a deed due at an instant that nobody was ordered to do, or answered.
 

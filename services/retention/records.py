@@ -149,6 +149,7 @@ async def issue_due(
     Part of a sweep, in its transaction and under its lock.
     """
     await ctx.store.records.forget_deleted()
+    await ctx.store.records.drop(schedule.evidence_before(as_of))
     await _compute_stale(ctx, schedule, as_of)
     candidates = await ctx.store.records.unordered(as_of, ctx.now - REPEAT_AFTER)
     known = {history.record.record_id: history for history in await histories(ctx, candidates)}

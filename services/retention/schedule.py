@@ -295,6 +295,8 @@ def _misfits_of_kind(rule: Rule) -> Iterator[str]:
         DocumentClass
     ):
         yield "a class of documents has no period"
+    if (kind is DataKind.DELETION_RECEIPT) != (rule.deleted_by is DeletedBy.RETENTION):
+        yield "exactly the evidence is deleted by retention itself"
     if (kind in RECORD_KINDS) != (rule.deleted_by is DeletedBy.HOLDERS):
         yield "exactly what others keep as records is deleted by its holder"
 
@@ -461,14 +463,14 @@ class Schedule(_Data):
                 )
         return tuple(found)
 
-    def before_day(self, kind: DataKind, as_of: datetime) -> date:
-        """Return the day before which a kind is due at an instant.
+    def evidence_before(self, as_of: datetime) -> date:
+        """Return the first day whose orders and receipts stay: what we delete ourselves (R-D10).
 
         Raises:
-            ScheduleError: it has no rule on that day.
+            ScheduleError: there is no rule on that day.
         """
         day = calendar.berlin_date(as_of)
-        arithmetic = self.arithmetic(self.rule_on(kind, day), day)
+        arithmetic = self.arithmetic(self.rule_on(DataKind.DELETION_RECEIPT, day), day)
         assert arithmetic is not None
         return calendar.drop_before_day(arithmetic, as_of)
 

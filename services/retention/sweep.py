@@ -53,6 +53,7 @@ async def issue(
         await ctx.store.save_order(order)
         await ctx.store.link(sweep_id, order.order_id, is_new=True)
         ctx.outbox.add(topics.RETENTION_ORDER, _to_wire(order))
+    await ctx.store.evidence.drop(schedule.evidence_before(as_of))
     await records.issue_due(ctx, schedule, as_of, sweep_id)
     return sweep_id
 

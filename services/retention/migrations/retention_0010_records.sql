@@ -38,14 +38,31 @@ CREATE TABLE retention_record_due (
 CREATE INDEX retention_record_due_block_ix ON retention_record_due (block_at);
 CREATE INDEX retention_record_due_delete_ix ON retention_record_due (delete_at);
 
+-- goes with the order that it is evidence of
 CREATE TABLE retention_record_order (
-    order_id uuid NOT NULL CONSTRAINT retention_record_order_order_fk REFERENCES retention_order,
+    order_id uuid NOT NULL CONSTRAINT retention_record_order_order_fk
+        REFERENCES retention_order ON DELETE CASCADE,
     record_id uuid NOT NULL
         CONSTRAINT retention_record_order_record_fk REFERENCES retention_record,
     deed text NOT NULL CONSTRAINT retention_record_order_deed_ck CHECK (deed IN ('block', 'delete')),
     CONSTRAINT retention_record_order_pk PRIMARY KEY (order_id, record_id)
 );
 CREATE INDEX retention_record_order_record_ix ON retention_record_order (record_id, deed);
+
+-- Of records that their holders have deleted, once the evidence of that is gone too (R-D10).
+CREATE FUNCTION retention_record_drop(before date) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    due uuid[];
+BEGIN
+    SELECT coalesce(array_agg(r.record_id), '{}') INTO due FROM retention_record r
+    WHERE r.first_told_at < before
+      AND NOT EXISTS (SELECT FROM retention_record_due d WHERE d.record_id = r.record_id)
+      AND NOT EXISTS (SELECT FROM retention_record_order o WHERE o.record_id = r.record_id);
+    DELETE FROM retention_record_event WHERE record_id = ANY(due);
+    DELETE FROM retention_record WHERE record_id = ANY(due);
+    RETURN cardinality(due);
+END $$;
 
 -- Evidence is appended, never changed.
 DO $$

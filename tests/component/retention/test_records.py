@@ -235,6 +235,30 @@ async def test_many_records_are_more_orders_of_one_kind_and_holder_each(
     assert {(o.kind, len(o.record_ids)) for o in orders} >= {(DataKind.APPLICATION, 1)}
 
 
+async def test_the_evidence_of_a_deleted_record_goes_by_its_own_rule(
+    bench: Bench[Store], holder: str
+) -> None:
+    """R-D10: after three calendar years, with its order; what is kept or open still stays."""
+    gone = told(holder, Happening.PURPOSE_FULFILLED, bench.now.date())
+    kept = told(holder, Happening.REJECTION_ANNOUNCED, bench.now.date())
+    held = again(kept, Happening.HOLD_PLACED, bench.now.date())
+    await tell(bench, gone, kept, held)
+    (order,) = await sweep(bench, holder)
+    await answer(bench, order)
+    year = bench.now.year
+    ids = "SELECT record_id FROM retention_record WHERE holder = $1 ORDER BY first_told_at"
+    bench.now = datetime(year + 3, 12, 31, 22, 59, tzinfo=UTC)
+    await sweep(bench, holder)
+    assert len(await bench.fetch(ids, holder)) == 2
+    bench.now += timedelta(minutes=1)
+    await sweep(bench, holder)
+    assert [row["record_id"] for row in await bench.fetch(ids, holder)] == [kept.record_id]
+    events = "SELECT FROM retention_record_event WHERE record_id = $1"
+    assert await bench.fetch(events, gone.record_id) == []
+    sql = "SELECT FROM retention_order WHERE order_id = $1"
+    assert await bench.fetch(sql, order.order_id) == []
+
+
 async def test_a_holder_that_was_silent_for_long_is_ordered_again(
     bench: Bench[Store], holder: str
 ) -> None:
