@@ -111,6 +111,8 @@ class Purpose(StrEnum):
     """Honouring what the visitor decided, and proving it (R-F2 to R-F4)."""
     ACCOUNTABILITY = "accountability"
     """Proving who looked at personal data, and why (R-C5)."""
+    DISCLOSURE = "disclosure"
+    """Informing a public authority under a legal obligation (R-C4)."""
 
 
 class LegalBasis(StrEnum):

@@ -2,12 +2,12 @@
 
 A sender accepts only a `Cleared` payload, and only the gate makes one: it asks the rules, cuts the
 payload to what they permit, and has the answer recorded, a refusal too, before it hands anything
-out. Rules that cannot decide, and all rules so far, refuse. The rules and the recorder come with
-the recipient register and the consents; what stands here knows neither.
+out. Rules that cannot decide refuse. The rules are in `rules.py`, over the register of
+`recipients.py` and the consents of `consent_states.py`; what stands here knows none of them.
 """
 
 import json
-from collections.abc import Awaitable, Iterator, Mapping
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -43,6 +43,8 @@ class RefusalReason(StrEnum):
     RECIPIENT_UNKNOWN = "recipient_unknown"
     RECIPIENT_NOT_VALID = "recipient_not_valid"
     """Its entry in the register is of another time."""
+    CONTRACT_MISSING = "contract_missing"
+    """A processor without a contract on processing (R-C5)."""
     PURPOSE_NOT_ALLOWED = "purpose_not_allowed"
     COUNTRY_NOT_ALLOWED = "country_not_allowed"
     """A third country without adequacy or safeguards."""
@@ -65,6 +67,8 @@ class Question:
         visitor_id: whose data; None where they are nobody's who visited (a called number).
         happened_at: instant of what the data are about, aware.
         asked_at: instant of sending, aware.
+        country: where it would go, for recipients that are elsewhere each time (a called network);
+            ISO 3166-1 alpha-2.
     """
 
     recipient: str
@@ -73,20 +77,31 @@ class Question:
     visitor_id: UUID | None
     happened_at: datetime
     asked_at: datetime
+    country: str | None = None
 
     def __post_init__(self) -> None:
         assert self.happened_at.tzinfo is not None
         assert self.asked_at.tzinfo is not None
 
 
+NO_REGISTER = "none"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Permit:
-    """These fields may go, on these grounds; to nobody else and for nothing else."""
+    """These fields may go, on these grounds; to nobody else and for nothing else.
+
+    Attributes:
+        consent: the purpose of the consent catalogue that was in force, where the basis is consent.
+        register_version: of the register that it was decided by.
+    """
 
     question: Question
     fields: frozenset[str]
     basis: LegalBasis
     country: ThirdCountryGround
+    consent: str | None = None
+    register_version: str = NO_REGISTER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +110,7 @@ class Refusal:
 
     question: Question
     reason: RefusalReason
+    register_version: str = NO_REGISTER
 
 
 Verdict = Permit | Refusal
@@ -111,8 +127,8 @@ class Rules(Protocol):
 class Recorder(Protocol):
     """Keep each verdict (R-E2)."""
 
-    def __call__(self, verdict: Verdict) -> Awaitable[None]:
-        """Return when the verdict is safe; after an error nothing is sent."""
+    def __call__(self, verdicts: Sequence[Verdict]) -> Awaitable[None]:
+        """Return when all of them are safe; after an error nothing is sent."""
         ...
 
 
@@ -161,6 +177,30 @@ class Cleared:
         return self._body
 
 
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A payload (JSON), and what the gate has to know of it; see `Question`."""
+
+    payload: Mapping[str, JsonValue]
+    recipient: str
+    purpose: Purpose
+    visitor_id: UUID | None
+    happened_at: datetime
+    country: str | None = None
+
+    def question(self, asked_at: datetime) -> Question:
+        """Return what the rules are asked."""
+        return Question(
+            recipient=self.recipient,
+            purpose=self.purpose,
+            fields=frozenset(paths(self.payload)),
+            visitor_id=self.visitor_id,
+            happened_at=self.happened_at,
+            asked_at=asked_at,
+            country=self.country,
+        )
+
+
 class Gate:
     """Asks, cuts, records, and only then hands out."""
 
@@ -181,41 +221,59 @@ class Gate:
         visitor_id: UUID | None,
         happened_at: datetime,
     ) -> Cleared | Refusal:
-        """Decide about a payload and record the verdict.
-
-        Args:
-            payload: JSON; what is not permitted of it is left out, at any depth.
-
-        Raises:
-            ValueError: a name in the payload has a dot or is empty, a number is not finite.
-            Whatever the rules or the recorder raise: then nothing was cleared.
-        """
-        question = Question(
+        """Decide about a payload and record the verdict; see `clear_many`."""
+        request = Request(
+            payload=payload,
             recipient=recipient,
             purpose=purpose,
-            fields=frozenset(paths(payload)),
             visitor_id=visitor_id,
             happened_at=happened_at,
-            asked_at=self._clock.now(),
         )
+        (found,) = await self.clear_many([request])
+        return found
+
+    async def clear_many(self, requests: Sequence[Request]) -> list[Cleared | Refusal]:
+        """Decide about payloads, each for itself, and record all verdicts at once.
+
+        What is not permitted of a payload is left out, at any depth.
+
+        Returns:
+            An answer for each request, in their order.
+
+        Raises:
+            ValueError: a name in a payload has a dot or is empty, a number is not finite.
+            Whatever the rules or the recorder raise: then nothing was cleared.
+        """
+        asked_at = self._clock.now()
+        judged = [await self._judge(request, asked_at) for request in requests]
+        await self._recorder([verdict for verdict, _ in judged])
+        return [
+            Cleared(verdict, body, _SEAL) if isinstance(verdict, Permit) else verdict
+            for verdict, body in judged
+        ]
+
+    async def _judge(self, request: Request, asked_at: datetime) -> tuple[Verdict, bytes]:
+        question = request.question(asked_at)
         verdict = await self._rules(question)
         assert verdict.question == question, "an answer to something else"
         if isinstance(verdict, Permit):
             verdict = _of_what_was_asked(verdict)
         if isinstance(verdict, Refusal):
-            await self._recorder(verdict)
-            return verdict
+            return verdict, b""
         # cut before anything else is awaited: a caller could change the payload meanwhile
-        body = json.dumps(cut(payload, verdict.fields), allow_nan=False, ensure_ascii=False)
-        await self._recorder(verdict)
-        return Cleared(verdict, body.encode(), _SEAL)
+        body = json.dumps(cut(request.payload, verdict.fields), allow_nan=False, ensure_ascii=False)
+        return verdict, body.encode()
 
 
 def _of_what_was_asked(permit: Permit) -> Verdict:
     """Return the permit without fields that are not in question: what is recorded is what goes."""
     fields = permit.fields & permit.question.fields
     if not fields:
-        return Refusal(question=permit.question, reason=RefusalReason.NO_FIELD_ALLOWED)
+        return Refusal(
+            question=permit.question,
+            reason=RefusalReason.NO_FIELD_ALLOWED,
+            register_version=permit.register_version,
+        )
     return replace(permit, fields=fields)
 
 
