@@ -6,18 +6,20 @@ from schemas import topics
 from services.chassis.clock import sleep
 from services.chassis.db import DayTable
 from services.chassis.service import Service
-from services.consent import handlers
+from services.consent import handlers, transfer_store, transfers
 from services.consent.classification import TABLES
 from services.consent.declaration import DECLARATION
 from services.consent.http import build_http
 from services.consent.settings import Settings
-from services.consent.store import INVARIANTS, Store
+from services.consent.store import INVARIANTS
+from services.consent.transfer_store import ConsentStore
+from services.privacy.declare import by_day
 from services.privacy.executor import on_retention_orders
 
 _YEARS_EVERY_S = 3600.0
 
 
-def build(settings: Settings | None = None) -> Service[Store]:
+def build(settings: Settings | None = None) -> Service[ConsentStore]:
     """Return the service, not yet started."""
     settings = settings or Settings.load()
     registry = CollectorRegistry()
@@ -25,13 +27,14 @@ def build(settings: Settings | None = None) -> Service[Store]:
         declaration=DECLARATION,
         settings=settings,
         registry=registry,
-        store=Store,
-        day_tables=(DayTable("consent_subject"),),
-        invariants=INVARIANTS,
+        store=ConsentStore,
+        day_tables=[DayTable(name) for name in by_day(TABLES)],
+        invariants={**INVARIANTS, **transfer_store.INVARIANTS},
     )
     service.consume(
         {
             topics.CONSENT: handlers.on_consents,
+            topics.TRANSFER: transfers.on_transfers,
             topics.RETENTION_ORDER: on_retention_orders(TABLES, simulation=settings.simulation),
         }
     )
@@ -40,7 +43,7 @@ def build(settings: Settings | None = None) -> Service[Store]:
     return service
 
 
-async def _maintain_years(service: Service[Store]) -> None:
+async def _maintain_years(service: Service[ConsentStore]) -> None:
     while True:
         async with service.transaction() as ctx:
             await ctx.store.maintain_years()

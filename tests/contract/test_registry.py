@@ -5,7 +5,7 @@ import pytest
 from schemas.topics import ALL_TOPICS, DAY_MS, HOUR_MS, REGISTRY, VISITOR_PARTITIONS, Topic
 from services.chassis.declaration import SERVICES
 
-NOT_KEYED_BY_VISITOR = {"order_id"}
+NOT_KEYED_BY_VISITOR = {"order_id", "transfer_id"}
 KEYS = {"visitor_id"} | NOT_KEYED_BY_VISITOR
 """Keys are random or server-issued ids: nothing a person typed, and no number or address."""
 

@@ -1,4 +1,4 @@
-"""What a sender knows of consents: the last state of each visitor, and how old that knowledge is."""
+"""What a sender knows of consents: each visitor's last state, and how old that knowledge is."""
 
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
