@@ -23,3 +23,8 @@ class LedgerMetrics:
             "unbilled_talk_seconds", "Talk that ended after its reservation had lapsed.",
             namespace="ad_ledger", registry=registry,
         )  # fmt: skip
+        # Moves with each batch for the ad partner. Odd: put_off for minutes; is the partner away?
+        self.partner_batches = Counter(
+            "partner_batches", "Batches for the ad partner by outcome.", ["outcome"],
+            namespace="ad_ledger", registry=registry,
+        )  # fmt: skip

@@ -1,5 +1,7 @@
 """Builds the process; nothing else does."""
 
+from typing import Any
+
 from prometheus_client import CollectorRegistry
 
 from schemas import topics
@@ -19,11 +21,11 @@ from services.privacy.executor import on_retention_orders
 _YEARS_EVERY_S = 3600.0
 
 
-def build(settings: Settings | None = None) -> Service[ConsentStore]:
+def build(settings: Settings | None = None) -> Service[Any]:
     """Return the service, not yet started."""
     settings = settings or Settings.load()
     registry = CollectorRegistry()
-    service = Service(
+    service: Service[Any] = Service(
         declaration=DECLARATION,
         settings=settings,
         registry=registry,
@@ -43,7 +45,7 @@ def build(settings: Settings | None = None) -> Service[ConsentStore]:
     return service
 
 
-async def _maintain_years(service: Service[ConsentStore]) -> None:
+async def _maintain_years(service: Service[Any]) -> None:
     while True:
         async with service.transaction() as ctx:
             await ctx.store.maintain_years()

@@ -35,6 +35,7 @@ HARMLESS_PARTS = ("http.HTTPStatus", "urllib.parse.unquote", "urllib.parse.urlsp
 REACHES: dict[str, dict[str, str]] = {
     "httpx": {
         "services/gateway/app.py": "hands the client of reads.py its time limit",
+        "services/ad_ledger/partner.py": "the ad partner: takes nothing but what the gate cleared",
         "services/gateway/reads.py": "our own services' HTTP, by settings: balance and call status",
     },
     "aiokafka": {
@@ -50,7 +51,10 @@ REACHES: dict[str, dict[str, str]] = {
         "services/call_control/sip/": "the carrier's SIP trunk: the call that the visitor asked for"
         " is itself the transfer of its numbers (R-A6, R-E1); its record is the CDR",
     },
-    "ssl": {"services/chassis/kafka.py": "our Kafka: whom its certificates are checked against"},
+    "ssl": {
+        "services/chassis/kafka.py": "our Kafka: whom its certificates are checked against",
+        "services/ad_ledger/partner.py": "the ad partner: whom its certificate is checked against",
+    },
     "asyncio": {"services/": "the loop; what of it connects is in CONNECTING"},
     "importlib": {
         "services/chassis/declaration.py": "the card of a service, by its name",
