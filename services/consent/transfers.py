@@ -23,7 +23,8 @@ async def on_transfers(ctx: Context[ConsentStore], batch: Sequence[Received[Tran
         if received.event.asked_at > ctx.now + AHEAD_MAX:
             ctx.dead_letter(received, "from_the_future")
             continue
-        transfers.append(_transfer(received, ctx.now))
+        sender = received.source.rpartition("/")[2]
+        transfers.append(to_row(received.event, sender, ctx.now))
     await store.maintain()
     n_new = await store.save(transfers)
     if n_new:
@@ -32,12 +33,12 @@ async def on_transfers(ctx: Context[ConsentStore], batch: Sequence[Received[Tran
         ctx.count(topics.TRANSFER, "duplicate", len(transfers) - n_new)
 
 
-def _transfer(received: Received[TransferV1], now: datetime) -> Transfer:
-    event = received.event
+def to_row(event: TransferV1, sender: str, now: datetime) -> Transfer:
+    """Return an event as it is kept; a service of ours is its sender."""
     is_recent = event.asked_at > now - LINK_AGE_MAX
     return Transfer(
         transfer_id=event.transfer_id,
-        sender=received.source.rpartition("/")[2],
+        sender=sender,
         recipient=event.recipient,
         purpose=event.purpose,
         fields=event.fields,
