@@ -12,7 +12,7 @@ from services.ad_ledger.classification import TABLES
 from services.ad_ledger.declaration import DECLARATION
 from services.ad_ledger.handlers import SWEEP_MAX, Handlers
 from services.ad_ledger.http import build_http
-from services.ad_ledger.metrics import LedgerMetrics
+from services.ad_ledger.metrics import LedgerMetrics, PartnerMetrics
 from services.ad_ledger.partner import Pace, PartnerClient, Reporter, enqueue
 from services.ad_ledger.partner_store import LedgerStore
 from services.ad_ledger.settings import Settings
@@ -47,8 +47,8 @@ def build(settings: Settings | None = None) -> Service[Any]:
     )
     keys = KeyRing.from_json(settings.view_ticket_keys.get_secret_value())
     service.on_secret("view_ticket_keys", keys.replace)
-    metrics = LedgerMetrics(registry)
-    handlers = Handlers(keys, metrics)
+    handlers = Handlers(keys, LedgerMetrics(registry))
+    partner_metrics = PartnerMetrics(registry)
     executor = Executor(
         TABLES,
         simulation=settings.simulation,
@@ -85,12 +85,12 @@ def build(settings: Settings | None = None) -> Service[Any]:
 
     service.task("expiry", lambda: service.weatherproof("expiry", expire_for_ever))
     if settings.partner_url is not None:
-        _report_to_partner(service, settings, settings.partner_url, metrics)
+        _report_to_partner(service, settings, settings.partner_url, partner_metrics)
     return service
 
 
 def _report_to_partner(
-    service: Service[Any], settings: Settings, url: str, metrics: LedgerMetrics
+    service: Service[Any], settings: Settings, url: str, metrics: PartnerMetrics
 ) -> None:
     """Tell the ad partner what happens to its ads, as far as the gate lets it through."""
     consents = ConsentStates(settings.kafka, prefix=settings.kafka_prefix, clock=service.clock)

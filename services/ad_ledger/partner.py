@@ -21,7 +21,7 @@ from pydantic import JsonValue
 
 from schemas import view_ticket
 from schemas.ad_view import AdViewV1
-from services.ad_ledger.metrics import LedgerMetrics
+from services.ad_ledger.metrics import PartnerMetrics
 from services.ad_ledger.partner_store import Batch, LedgerStore, Step, Usage
 from services.chassis import logs
 from services.chassis.clock import Clock, sleep
@@ -132,7 +132,7 @@ class Reporter:
         transaction: Transaction,
         gate: Gate,
         client: PartnerClient,
-        metrics: LedgerMetrics,
+        metrics: PartnerMetrics,
         pace: Pace,
     ) -> None:
         """Take the parts."""
@@ -187,7 +187,7 @@ class Reporter:
         return batch, await store.usages(batch)
 
     async def _end(self, batch: Batch, refused: Sequence[UUID], *, has_it: bool) -> None:
-        self._metrics.partner_batches.labels("reported" if has_it else "put_off").inc()
+        self._metrics.batches.labels("reported" if has_it else "put_off").inc()
         async with self._transaction() as ctx:
             if has_it:
                 await ctx.store.partner.close(batch, refused, ctx.now)

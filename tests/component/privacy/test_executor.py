@@ -18,7 +18,7 @@ from schemas.retention import (
 from services.chassis.context import Context
 from services.chassis.errors import Poison
 from services.chassis.ids import TimeOrderedIds
-from services.consent.classification import TABLES
+from services.consent import classification
 from services.consent.store import Store
 from services.privacy.declare import Table
 from services.privacy.executor import BeforeDrop, on_retention_orders
@@ -27,6 +27,8 @@ from tests.support.stack import World
 
 WORLD_SERVICES = ("consent",)
 IDS = TimeOrderedIds()
+# a part of consent's: what is counted here does not change with each table that it gets
+TABLES = tuple(t for t in classification.TABLES if t.name in ("consent_subject", "consent_record"))
 
 
 @pytest.fixture
