@@ -131,14 +131,14 @@ class Reporter:
         self,
         transaction: Transaction,
         gate: Gate,
-        client: PartnerClient,
+        sender: PartnerClient,
         metrics: PartnerMetrics,
         pace: Pace,
     ) -> None:
         """Take the parts."""
         self._transaction = transaction
         self._gate = gate
-        self._client = client
+        self._sender = sender
         self._metrics = metrics
         self._pace = pace
 
@@ -170,7 +170,7 @@ class Reporter:
                 refused.append(ticket_id)
         settlement = cleared[Purpose.AD_SETTLEMENT]
         signals = cleared[Purpose.PERSONALISED_ADVERTISING]
-        has_it = not settlement or await self._client.send(batch.batch_id, settlement, signals)
+        has_it = not settlement or await self._sender.send(batch.batch_id, settlement, signals)
         await self._end(batch, refused, has_it=has_it)
         return True
 
