@@ -16,12 +16,36 @@ from deploy.local import kafka
 from deploy.local.layout import write_private_text
 from deploy.provision import ServiceDatabase
 from services.chassis.declaration import Declaration
+from services.privacy.chain import SigningKeys
 
-KEYS_OF = {
-    "ad_ledger": ("view_ticket_keys",),
-    "gateway": ("view_ticket_keys", "visit_cookie_keys"),
+HASHING = ("ad_ledger", "call_control")
+"""Services whose staff look for numbers or addresses."""
+RECEIPT_KEYS = {name: f"{name}_receipt_keys" for name in ("ad_ledger", "call_control", "consent")}
+"""Service -> the kind of key that signs its receipts."""
+KEYS_OF: Mapping[str, Mapping[str, str]] = {
+    "ad_ledger": {
+        "view_ticket_keys": "view_ticket_keys",
+        RECEIPT_KEYS["ad_ledger"]: "receipt_keys",
+    },
+    "call_control": {RECEIPT_KEYS["call_control"]: "receipt_keys"},
+    "consent": {RECEIPT_KEYS["consent"]: "receipt_keys"},
+    "retention": {
+        "retention_anchor_keys": "anchor_keys",
+        **dict.fromkeys(RECEIPT_KEYS.values(), "receipt_public_keys"),
+    },
+    "gateway": {"view_ticket_keys": "view_ticket_keys", "visit_cookie_keys": "visit_cookie_keys"},
 }
-"""Which signing keys a service is told; nobody else knows them."""
+"""Service -> kind of signing key -> the setting by which it is told; nobody else knows them."""
+
+
+def key_text(secrets: Mapping[str, Any], kind: str, setting: str) -> str:
+    """Return the text of a setting that tells of keys: those of a kind, or all public ones."""
+    if setting != "receipt_public_keys":
+        return json.dumps(secrets[kind])
+    public = {name: SigningKeys(secrets[kind]).public() for name, kind in RECEIPT_KEYS.items()}
+    return json.dumps(public)
+
+
 KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR")
 
 
@@ -60,6 +84,7 @@ class Surroundings:
         ports: by name, see `port_names`.
         secrets: see `Layout.secrets`.
         secrets_folder: has a folder of files for each service; None = secrets go by environment.
+        hash_keys_folder: has a folder for each service that hashes (services/privacy).
         overrides: further settings by full name, e.g. `AD_LEDGER_LOG_LEVEL`; they win.
         source: folder whose packages the services are.
     """
@@ -76,6 +101,7 @@ class Surroundings:
     overrides: Mapping[str, str]
     source: Path
     secrets_folder: Path | None = None
+    hash_keys_folder: Path | None = None
 
     def of(self, declared: Declaration) -> dict[str, str]:
         """Return the environment for serving; it holds no right to change tables."""
@@ -94,6 +120,8 @@ class Surroundings:
             settings |= self.secrets_of(declared)
         else:
             settings["SECRETS_FOLDER"] = str(self.secrets_folder / declared.name)
+        if self.hash_keys_folder is not None and declared.name in HASHING:
+            settings["HASH_KEYS_FOLDER"] = str(self.hash_keys_folder / declared.name)
         settings |= self._own(declared.name)
         return self._with_prefix(declared, settings)
 
@@ -104,8 +132,8 @@ class Surroundings:
         }
         if declared.database:
             found["DATABASE_URL"] = self.databases[declared.name].url
-        for kind in KEYS_OF.get(declared.name, ()):
-            found[kind.upper()] = json.dumps(self.secrets[kind])
+        for kind, setting in KEYS_OF.get(declared.name, {}).items():
+            found[setting.upper()] = key_text(self.secrets, kind, setting)
         return found
 
     def write_secrets(self) -> None:
@@ -116,6 +144,8 @@ class Surroundings:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             for name, text in self.secrets_of(declared).items():
                 write_private_text(folder / f"{declared.env_prefix}{name}".lower(), text)
+            if self.hash_keys_folder is not None and declared.name in HASHING:
+                (self.hash_keys_folder / declared.name).mkdir(0o700, parents=True, exist_ok=True)
 
     def of_migration(self, declared: Declaration) -> dict[str, str]:
         """Return the environment for `python -m services.<name> migrate`."""

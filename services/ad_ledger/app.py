@@ -23,8 +23,10 @@ from services.chassis.db import DayTable
 from services.chassis.received import Received
 from services.chassis.service import Service
 from services.privacy import recipients
+from services.privacy.chain import SigningKeys
 from services.privacy.consent_states import ConsentStates
 from services.privacy.declare import by_day
+from services.privacy.erased import unless_erased
 from services.privacy.executor import Executor, Hooks
 from services.privacy.gate import Gate
 from services.privacy.recorder import OutboxRecorder
@@ -49,9 +51,12 @@ def build(settings: Settings | None = None) -> Service[Any]:
     service.on_secret("view_ticket_keys", keys.replace)
     handlers = Handlers(keys, LedgerMetrics(registry))
     partner_metrics = PartnerMetrics(registry)
+    receipt_keys = SigningKeys.from_json(settings.receipt_keys.get_secret_value())
+    service.on_secret("receipt_keys", receipt_keys.replace)
     executor = Executor(
         TABLES,
         simulation=settings.simulation,
+        keys=receipt_keys,
         hooks=Hooks(
             before_drop=handlers.close_before_drop,
             busy=handlers.with_held_reservation,
@@ -66,12 +71,13 @@ def build(settings: Settings | None = None) -> Service[Any]:
 
     service.consume(
         {
-            topics.AD_VIEW: on_ad_views,
-            topics.CREDIT_REQUEST: handlers.on_credit_requests,
-            topics.CALL_START: handlers.on_call_starts,
-            topics.CALL_END: handlers.on_call_ends,
+            topics.AD_VIEW: unless_erased(on_ad_views),
+            topics.CREDIT_REQUEST: unless_erased(handlers.on_credit_requests),
+            topics.CALL_START: unless_erased(handlers.on_call_starts),
+            topics.CALL_END: unless_erased(handlers.on_call_ends),
             topics.RETENTION_ORDER: executor.on_orders,
-        }
+        },
+        first=topics.RETENTION_ORDER,
     )
     retry_waiting_orders(service, executor)
     service.serve(build_http(service))

@@ -1,7 +1,7 @@
 """What every column of the ledger is (D5), and which tables age by which rule."""
 
 from schemas.retention import DataKind
-from services.privacy import access_log
+from services.privacy import access_log, erased
 from services.privacy.declare import (
     Classification,
     LegalBasis,
@@ -57,6 +57,7 @@ TABLES: tuple[Table, ...] = (
     ),
     Table(name="partner_batch", kind=DataKind.AD_USE, day_column="batch_day"),
     access_log.TABLE,
+    erased.TABLE,
 )
 
 CLASSIFICATION: Classification = {

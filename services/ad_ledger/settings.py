@@ -18,6 +18,10 @@ class Settings(ServiceSettings):
     """JSON `{"<key id>": "<64 hex digits>"}`; all verify."""
     expiry_interval_s: float = Field(default=5.0, gt=0)
     """How often lots past their life and reservations past their lease are ended."""
+    hash_keys_folder: Path | None = None
+    """Of the keys under which the access log hashes whom staff looked for; mode 0700."""
+    receipt_keys: SecretStr
+    """JSON `{"<key id>": "<64 hex digits>"}`, Ed25519; the first signs retention's receipts."""
 
     partner_url: Annotated[str | None, Field(pattern=r"^https://[^\s@]+$")] = None
     """Where the ad partner takes usage; not set = it is told nothing."""

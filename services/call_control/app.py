@@ -18,7 +18,9 @@ from services.call_control.switch import Switch
 from services.chassis.clock import SystemClock
 from services.chassis.db import DayTable
 from services.chassis.service import Service
+from services.privacy.chain import SigningKeys
 from services.privacy.declare import by_day
+from services.privacy.erased import unless_erased
 from services.privacy.executor import Executor, Hooks
 from services.privacy.waiting import retry_waiting_orders
 
@@ -51,16 +53,22 @@ def build(settings: Settings | None = None, carrier: CallBackend | None = None) 
             request_age_max_s=settings.request_age_max_s,
         )
     )
+    receipt_keys = SigningKeys.from_json(settings.receipt_keys.get_secret_value())
+    service.on_secret("receipt_keys", receipt_keys.replace)
     executor = Executor(
-        TABLES, simulation=settings.simulation, hooks=Hooks(busy=handlers.with_active_call)
+        TABLES,
+        simulation=settings.simulation,
+        keys=receipt_keys,
+        hooks=Hooks(busy=handlers.with_active_call),
     )
     service.consume(
         {
-            topics.CALL_REQUEST: handlers.on_call_requests,
-            topics.CREDIT_DECISION: handlers.on_credit_decisions,
-            topics.CALL_COMMAND: handlers.on_call_commands,
+            topics.CALL_REQUEST: unless_erased(handlers.on_call_requests),
+            topics.CREDIT_DECISION: unless_erased(handlers.on_credit_decisions),
+            topics.CALL_COMMAND: unless_erased(handlers.on_call_commands),
             topics.RETENTION_ORDER: executor.on_orders,
-        }
+        },
+        first=topics.RETENTION_ORDER,
     )
     retry_waiting_orders(service, executor)
     service.serve(build_http(service))

@@ -15,7 +15,9 @@ from services.consent.http import build_http
 from services.consent.settings import Settings
 from services.consent.store import INVARIANTS
 from services.consent.transfer_store import ConsentStore
+from services.privacy.chain import SigningKeys
 from services.privacy.declare import by_day
+from services.privacy.erased import unless_erased
 from services.privacy.executor import on_retention_orders
 
 _YEARS_EVERY_S = 3600.0
@@ -33,12 +35,16 @@ def build(settings: Settings | None = None) -> Service[Any]:
         day_tables=[DayTable(name) for name in by_day(TABLES)],
         invariants={**INVARIANTS, **transfer_store.INVARIANTS},
     )
+    receipt_keys = SigningKeys.from_json(settings.receipt_keys.get_secret_value())
+    service.on_secret("receipt_keys", receipt_keys.replace)
+    on_orders = on_retention_orders(TABLES, simulation=settings.simulation, keys=receipt_keys)
     service.consume(
         {
-            topics.CONSENT: handlers.on_consents,
+            topics.CONSENT: unless_erased(handlers.on_consents),
             topics.TRANSFER: transfers.on_transfers,
-            topics.RETENTION_ORDER: on_retention_orders(TABLES, simulation=settings.simulation),
-        }
+            topics.RETENTION_ORDER: on_orders,
+        },
+        first=topics.RETENTION_ORDER,
     )
     service.serve(build_http(service.transaction))
     service.task("years", lambda: _maintain_years(service))

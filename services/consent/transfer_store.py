@@ -123,7 +123,14 @@ class TransferStore:
         )  # fmt: skip
         new = {row["transfer_id"] for row in rows}
         linked = [
-            (t.transfer_day, t.transfer_id, t.visitor_id, t.transferred_on, t.happened_at)
+            (
+                t.transfer_day,
+                t.transfer_id,
+                t.visitor_id,
+                t.transferred_on,
+                t.happened_at,
+                t.asked_at,
+            )
             for t in transfers
             if t.transfer_id in new and t.visitor_id is not None and t.transfer_day is not None
         ]
@@ -131,10 +138,15 @@ class TransferStore:
             """
             INSERT INTO consent_transfer_visitor
                 (transfer_day, transfer_id, visitor_id, transferred_on, happened_at)
-            SELECT * FROM unnest($1::date[], $2::uuid[], $3::uuid[], $4::date[], $5::timestamptz[])
+            SELECT d, t, v, o, h
+            FROM unnest($1::date[], $2::uuid[], $3::uuid[], $4::date[], $5::timestamptz[],
+                        $6::timestamptz[]) AS x (d, t, v, o, h, a)
+            -- what is older than its visitor's erasure keeps its proof and gets no link (R-G3)
+            WHERE NOT EXISTS (SELECT FROM privacy_erased e
+                              WHERE e.visitor_id = x.v AND x.a <= e.erased_at)
             ON CONFLICT DO NOTHING
             """,
-            *([row[n] for row in linked] for n in range(5)),
+            *([row[n] for row in linked] for n in range(6)),
         )
         return len(new)
 

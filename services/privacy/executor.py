@@ -25,6 +25,8 @@ from services.chassis import db
 from services.chassis.context import Context
 from services.chassis.errors import Poison
 from services.chassis.received import Received
+from services.privacy import erased, receipts
+from services.privacy.chain import SigningKeys
 from services.privacy.declare import PartitionOf, Table
 
 AHEAD_MAX = timedelta(minutes=5)
@@ -73,7 +75,12 @@ class Executor:
     """Carries out a service's orders; those that must wait are tried again by `retry`."""
 
     def __init__(
-        self, tables: Sequence[Table], *, simulation: bool, hooks: Hooks | None = None
+        self,
+        tables: Sequence[Table],
+        *,
+        simulation: bool,
+        hooks: Hooks | None = None,
+        keys: SigningKeys | None = None,
     ) -> None:
         """Take what the service declares.
 
@@ -82,7 +89,9 @@ class Executor:
                 answered too, with no counts (D3).
             simulation: whether orders may be as of an instant in the future.
             hooks: the service's own part.
+            keys: sign the receipts; without them retention takes none.
         """
+        self._keys = keys
         self._tables = tuple(tables)
         self._simulation = simulation
         self._hooks = hooks or Hooks()
@@ -115,7 +124,8 @@ class Executor:
             if counts is None:
                 continue
             await store.stop_waiting(order)
-            ctx.outbox.add(topics.RETENTION_RECEIPT, await _record(ctx, store, order, counts))
+            receipt = await _record(ctx, store, order, counts)
+            ctx.outbox.add(topics.RETENTION_RECEIPT, self._signed(receipt))
             n_done += 1
         return n_done
 
@@ -128,17 +138,21 @@ class Executor:
         if done is not None:
             if (done.kind, done.action) != (order.kind, order.action):
                 raise Poison("order_differs")
-            ctx.outbox.add(topics.RETENTION_RECEIPT, done.receipt(ctx.service), cause=received)
+            receipt = self._signed(done.receipt(ctx.service))
+            ctx.outbox.add(topics.RETENTION_RECEIPT, receipt, cause=received)
             return "repeated"
         if await store.is_waiting(order.order_id):
             return "waiting"
-        counts = await self._carry_out(ctx, store, order)
+        counts = () if order.names_gone else await self._carry_out(ctx, store, order)
         if counts is None:
             await store.wait(order, ctx.now)
             return "later"
-        receipt = await _record(ctx, store, order, counts)
+        receipt = self._signed(await _record(ctx, store, order, counts))
         ctx.outbox.add(topics.RETENTION_RECEIPT, receipt, cause=received)
         return "carried_out"
+
+    def _signed(self, receipt: RetentionReceiptV1) -> RetentionReceiptV1:
+        return receipt if self._keys is None else receipts.sign(self._keys, receipt)
 
     async def _carry_out(
         self, ctx: Context[Any], store: "_Store", order: RetentionOrderV1
@@ -148,7 +162,12 @@ class Executor:
             case RetentionAction.DROP:
                 return await self._drop(ctx, store, order)
             case RetentionAction.ERASE:
-                return await self._take_rows(ctx, store, order)
+                counts = await self._take_rows(ctx, store, order)
+                if counts is not None and self._tables_of(order):
+                    await erased.Store(ctx.connection).remember(
+                        order.visitor_ids, erased_at=order.as_of, now=ctx.now
+                    )
+                return counts
             case RetentionAction.HOLD:
                 await _protect(ctx, store, order)
                 return await store.held(order)
@@ -169,11 +188,14 @@ class Executor:
             await store.restore_days(tables, ctx.now.date())
         return counts
 
+    def _tables_of(self, order: RetentionOrderV1) -> list[str]:
+        return [t.name for t in self._tables if t.kind in order.kinds and t.names_visitors]
+
     async def _take_rows(
         self, ctx: Context[Any], store: "_Store", order: RetentionOrderV1
     ) -> Counts | None:
         """Erase visitors' rows, or set them aside under their restriction."""
-        names = [t.name for t in self._tables if t.kind in order.kinds and t.names_visitors]
+        names = self._tables_of(order)
         if not names:
             return ()
         if await self._hooks.busy(ctx, order.visitor_ids):
@@ -183,10 +205,15 @@ class Executor:
 
 
 def on_retention_orders(
-    tables: Sequence[Table], *, simulation: bool, before_drop: BeforeDrop = _settle_nothing
+    tables: Sequence[Table],
+    *,
+    simulation: bool,
+    before_drop: BeforeDrop = _settle_nothing,
+    keys: SigningKeys | None = None,
 ) -> OrderHandler:
     """Return the handler of a service whose orders never wait; see `Executor`."""
-    return Executor(tables, simulation=simulation, hooks=Hooks(before_drop=before_drop)).on_orders
+    hooks = Hooks(before_drop=before_drop)
+    return Executor(tables, simulation=simulation, hooks=hooks, keys=keys).on_orders
 
 
 async def _record(

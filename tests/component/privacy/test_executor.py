@@ -1,5 +1,6 @@
 """The executor of retention orders on real PostgreSQL (R-D5, R-D9, D1, D3, D4)."""
 
+import json
 from collections.abc import AsyncIterator
 from datetime import date, timedelta
 from typing import Any
@@ -20,15 +21,19 @@ from services.chassis.errors import Poison
 from services.chassis.ids import TimeOrderedIds
 from services.consent import classification
 from services.consent.store import Store
+from services.privacy.chain import SigningKeys
 from services.privacy.declare import Table
 from services.privacy.executor import BeforeDrop, on_retention_orders
+from services.privacy.receipts import Signatories
 from tests.support.bench import Bench, new_visitor_id, open_bench, received
 from tests.support.stack import World
 
 WORLD_SERVICES = ("consent",)
 IDS = TimeOrderedIds()
 # a part of consent's: what is counted here does not change with each table that it gets
-TABLES = tuple(t for t in classification.TABLES if t.name in ("consent_subject", "consent_record"))
+COUNTED = ("consent_subject", "consent_record", "privacy_erased")
+TABLES = tuple(table for table in classification.TABLES if table.name in COUNTED)
+NOBODY_ERASED = TableCount(table="privacy_erased", n_partitions=0, n_rows=0)
 
 
 @pytest.fixture
@@ -74,10 +79,11 @@ async def carry_out(
     bench: Bench[Store],
     *orders: RetentionOrderV1,
     simulation: bool = False,
+    keys: SigningKeys | None = None,
     **hook: BeforeDrop,
 ) -> list[RetentionReceiptV1]:
     """Handle orders as one poll and return the receipts that it enqueued."""
-    handle = on_retention_orders(TABLES, simulation=simulation, **hook)
+    handle = on_retention_orders(TABLES, simulation=simulation, keys=keys, **hook)
     async with bench.transaction() as ctx:
         await handle(ctx, [received(topics.RETENTION_ORDER, one, bench.now) for one in orders])
         return bench.enqueued(ctx, topics.RETENTION_RECEIPT, RetentionReceiptV1)
@@ -96,7 +102,7 @@ async def test_days_before_the_cut_go_and_the_receipt_counts_them(bench: Bench[S
         order_id=issued.order_id,
         service="consent",
         kind=DataKind.AD_USE,
-        counts=(TableCount(table="consent_subject", n_partitions=2, n_rows=5),),
+        counts=(TableCount(table="consent_subject", n_partitions=2, n_rows=5), NOBODY_ERASED),
         done_at=bench.now,
     )
 
@@ -116,6 +122,28 @@ async def test_the_same_order_again_gets_the_same_receipt_and_does_nothing(
     assert (await days(bench)).get(day) == 1
 
 
+async def test_a_receipt_is_signed_by_its_service(bench: Bench[Store]) -> None:
+    """R-D9: the first time and again; another service's key, or another count, is no signature."""
+    keys, other = SigningKeys({"k1": "11" * 32}), SigningKeys({"k1": "22" * 32})
+    issued = order(bench, bench.now.date() - timedelta(days=20))
+    first, second = await carry_out(bench, issued, issued, keys=keys)
+    assert first == second
+    signatories = Signatories(json.dumps({"consent": keys.public(), "ad_ledger": other.public()}))
+    assert signatories.is_valid(first)
+    more = first.counts[0].model_copy(update={"n_rows": 7})
+    for change in (
+        {"service": "ad_ledger"},
+        {"service": "call_control"},
+        {"order_id": IDS.new()},
+        {"counts": (more,)},
+        {"key_id": "k2"},
+        {"signature": None, "key_id": None},
+    ):
+        assert not signatories.is_valid(first.model_copy(update=change))
+    outside = first.model_copy(update={"service": "billing", "signature": None, "key_id": None})
+    assert signatories.is_valid(outside)
+
+
 async def test_a_kind_that_the_service_does_not_hold_is_answered_too(bench: Bench[Store]) -> None:
     """D3: silence would look like a service that is down."""
     (receipt,) = await carry_out(bench, order(bench, date(2026, 1, 1), kind=DataKind.TRAFFIC_DATA))
@@ -126,7 +154,8 @@ async def test_a_kind_that_the_service_does_not_hold_is_answered_too(bench: Benc
 async def test_an_order_with_nothing_due_is_answered_with_zeros(bench: Bench[Store]) -> None:
     """D3."""
     (receipt,) = await carry_out(bench, order(bench, date(2026, 1, 1)))
-    assert receipt.counts == (TableCount(table="consent_subject", n_partitions=0, n_rows=0),)
+    nothing = TableCount(table="consent_subject", n_partitions=0, n_rows=0)
+    assert receipt.counts == (nothing, NOBODY_ERASED)
 
 
 async def test_an_order_from_the_future_is_poison_outside_a_simulation(bench: Bench[Store]) -> None:
@@ -170,7 +199,10 @@ async def test_a_service_settles_in_the_same_transaction_before_rows_go(
     issued = order(bench, day + timedelta(days=1))
     await carry_out(bench, issued, before_drop=settle)
     await carry_out(bench, issued, before_drop=settle)
-    assert seen == [(issued.order_id, "consent_subject", 2)]
+    assert seen == [
+        (issued.order_id, "consent_subject", 2),
+        (issued.order_id, "privacy_erased", 2),
+    ]
 
 
 async def test_a_failure_leaves_neither_deed_nor_receipt(bench: Bench[Store]) -> None:

@@ -1,0 +1,281 @@
+"""Hash chains over salted commitments: evidence that outlives what it is about (K1, R-D9).
+
+A link holds a commitment to a content, not the content. Who has the content and its salt can show
+that it is what was committed to; once the salt is destroyed the commitment says nothing about it,
+and the chain still verifies. An edit, a removal, an insertion or a swap breaks the chain where it
+was done; a cut at its end shows against an anchor, a signed head.
+"""
+
+import hashlib
+import json
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+GENESIS = bytes(32)
+SALT_BYTES = 32
+_SEED_BYTES = 32
+
+
+def canonical(content: Mapping[str, Any]) -> bytes:
+    """Return the one text of a content: sorted names, no spaces, instants in UTC.
+
+    Raises:
+        TypeError: a value is none of text, whole number, truth value, null, list, mapping, instant,
+            day, UUID: a fraction, for one, has no one text.
+    """
+    return json.dumps(
+        _plain(content), sort_keys=True, separators=(",", ":"), ensure_ascii=False
+    ).encode()
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case datetime():
+            return value.astimezone(UTC).isoformat(timespec="microseconds")
+        case date():
+            return value.isoformat()
+        case UUID():
+            return str(value)
+        case Mapping():
+            return {str(name): _plain(inner) for name, inner in value.items()}
+        case list() | tuple():
+            return [_plain(inner) for inner in value]
+        case _:
+            raise TypeError(f"a {type(value).__name__} has no canonical text")
+
+
+def new_salt() -> bytes:
+    """Return a random salt: without it nobody can try contents against a commitment."""
+    return secrets.token_bytes(SALT_BYTES)
+
+
+def commitment(salt: bytes, content: bytes) -> bytes:
+    """Return the commitment (32 bytes) to a content under a salt."""
+    assert len(salt) == SALT_BYTES
+    return hashlib.sha256(b"commitment\0" + salt + content).digest()
+
+
+def link(previous: bytes, seq: int, committed: bytes) -> bytes:
+    """Return the hash (32 bytes) of a link: of all links before it, its number, its commitment."""
+    assert len(previous) == len(committed) == len(GENESIS)
+    return hashlib.sha256(b"link\0" + previous + seq.to_bytes(8, "big") + committed).digest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One link as it is stored; the first one has number 1 and follows on `GENESIS`."""
+
+    seq: int
+    commitment: bytes
+    hash: bytes
+
+
+def append(head: Entry | None, commitments: Sequence[bytes]) -> list[Entry]:
+    """Return the links that follow on a head (None = an empty chain)."""
+    seq, previous = (head.seq, head.hash) if head is not None else (0, GENESIS)
+    found = []
+    for number, committed in enumerate(commitments, start=seq + 1):
+        previous = link(previous, number, committed)
+        found.append(Entry(seq=number, commitment=committed, hash=previous))
+    return found
+
+
+class Fault(StrEnum):
+    """What is wrong with a chain at some link."""
+
+    MISSING = "missing"
+    """One or more links before it are not there."""
+    CHANGED = "changed"
+    """It does not follow from what stands before it: edited, inserted or swapped."""
+    CUT = "cut"
+    """An anchor tells of this link, and the chain ends before it."""
+    ANCHOR_DIFFERS = "anchor_differs"
+    """An anchor tells of this link with another hash: the whole chain was made anew."""
+    ANCHOR_FORGED = "anchor_forged"
+    """The anchor of this link has no valid signature."""
+    CONTENT_CHANGED = "content_changed"
+    """Content and salt are there, and are not what was committed to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """A fault, and the number of the link where it shows."""
+
+    seq: int
+    fault: Fault
+
+
+def verify(entries: Iterable[Entry]) -> list[Finding]:
+    """Return what is wrong with a chain, in the order of its links; empty = intact.
+
+    Each fault shows once: verification goes on from what is stored.
+
+    Args:
+        entries: by number.
+    """
+    found = []
+    seq, previous = 0, GENESIS
+    for entry in entries:
+        if entry.seq != seq + 1:
+            found.append(Finding(seq=entry.seq, fault=Fault.MISSING))
+        elif entry.hash != link(previous, entry.seq, entry.commitment):
+            found.append(Finding(seq=entry.seq, fault=Fault.CHANGED))
+        seq, previous = entry.seq, entry.hash
+    return found
+
+
+def is_content_of(entry: Entry, salt: bytes, content: bytes) -> bool:
+    """Whether a content is what a link committed to."""
+    return len(salt) == SALT_BYTES and commitment(salt, content) == entry.commitment
+
+
+# ---------------------------------------------------------------------- signatures
+
+
+class SigningKeys:
+    """Ed25519 keys by id; the first signs. JSON `{"<key id>": "<64 hex digits>"}`, of the seed."""
+
+    def __init__(self, seeds: Mapping[str, str]) -> None:
+        """Read the seeds.
+
+        Raises:
+            ValueError: there are none, or one is not 64 hex digits.
+        """
+        self._keys = _signing(seeds)
+
+    @classmethod
+    def from_json(cls, text: str) -> "SigningKeys":
+        """Read a secret setting.
+
+        Raises:
+            ValueError: it is not of the form.
+        """
+        return cls(_mapping(text))
+
+    def replace(self, text: str) -> None:
+        """Take other keys in place of these; see `from_json`."""
+        self._keys = _signing(_mapping(text))
+
+    def sign(self, message: bytes) -> tuple[str, bytes]:
+        """Return the id of the key and the signature (64 bytes)."""
+        kid, key = next(iter(self._keys.items()))
+        return kid, key.sign(message)
+
+    def public(self) -> dict[str, str]:
+        """Return the public keys as `VerifyKeys` reads them."""
+        return {kid: key.public_key().public_bytes_raw().hex() for kid, key in self._keys.items()}
+
+
+class VerifyKeys:
+    """Public Ed25519 keys by id."""
+
+    def __init__(self, keys: Mapping[str, str]) -> None:
+        """Read public keys of 64 hex digits.
+
+        Raises:
+            ValueError: one is not.
+        """
+        self._keys = {kid: _public(text) for kid, text in keys.items()}
+
+    def is_valid(self, key_id: str, signature: bytes, message: bytes) -> bool:
+        """Whether a signature is one of ours; an unknown key signs nothing."""
+        key = self._keys.get(key_id)
+        if key is None:
+            return False
+        try:
+            key.verify(signature, message)
+        except InvalidSignature:
+            return False
+        return True
+
+
+def _mapping(text: str) -> dict[str, str]:
+    found = json.loads(text)
+    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+        raise ValueError("keys must be a JSON object of texts")
+    return found
+
+
+def _signing(seeds: Mapping[str, str]) -> dict[str, Ed25519PrivateKey]:
+    if not seeds:
+        raise ValueError("there is no signing key")
+    return {kid: _private(seed) for kid, seed in seeds.items()}
+
+
+def _private(seed: str) -> Ed25519PrivateKey:
+    raw = bytes.fromhex(seed)
+    if len(raw) != _SEED_BYTES:
+        raise ValueError("a key must be 64 hex digits")
+    return Ed25519PrivateKey.from_private_bytes(raw)
+
+
+def _public(text: str) -> Ed25519PublicKey:
+    raw = bytes.fromhex(text)
+    if len(raw) != _SEED_BYTES:
+        raise ValueError("a key must be 64 hex digits")
+    return Ed25519PublicKey.from_public_bytes(raw)
+
+
+# ---------------------------------------------------------------------- anchors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anchor:
+    """A signed head of a chain: kept elsewhere too, it shows a cut, or a chain made anew.
+
+    Attributes:
+        chain: the chain's name, so that no anchor serves for another one.
+        day: of the anchor (UTC).
+    """
+
+    chain: str
+    day: date
+    seq: int
+    hash: bytes
+    key_id: str
+    signature: bytes
+
+
+def _anchor_message(chain: str, day: date, seq: int, head_hash: bytes) -> bytes:
+    text = canonical({"chain": chain, "day": day, "seq": seq, "hash": head_hash.hex()})
+    return b"anchor\0" + text
+
+
+def anchor(keys: SigningKeys, chain: str, day: date, head: Entry) -> Anchor:
+    """Sign a chain's head."""
+    key_id, signature = keys.sign(_anchor_message(chain, day, head.seq, head.hash))
+    return Anchor(
+        chain=chain, day=day, seq=head.seq, hash=head.hash, key_id=key_id, signature=signature
+    )
+
+
+def verify_anchors(
+    entries: Mapping[int, Entry], anchors: Iterable[Anchor], keys: VerifyKeys
+) -> list[Finding]:
+    """Return where a chain is not what its anchors say.
+
+    Args:
+        entries: by number; those that anchors tell of are enough, with the last one.
+    """
+    last = max(entries, default=0)
+    found = []
+    for one in anchors:
+        message = _anchor_message(one.chain, one.day, one.seq, one.hash)
+        entry = entries.get(one.seq)
+        if not keys.is_valid(one.key_id, one.signature, message):
+            found.append(Finding(seq=one.seq, fault=Fault.ANCHOR_FORGED))
+        elif one.seq > last:
+            found.append(Finding(seq=one.seq, fault=Fault.CUT))
+        elif entry is not None and entry.hash != one.hash:
+            found.append(Finding(seq=one.seq, fault=Fault.ANCHOR_DIFFERS))
+    return found
