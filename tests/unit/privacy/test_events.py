@@ -79,7 +79,7 @@ def test_what_its_headers_and_key_say_is_as_personal_as_the_event(topic: Topic):
     assert events.headers(topic)["ce_subject"] == events.fields(topic)[topic.key]
     is_personal = events.fields(topic)[topic.key].personal
     assert bool(kinds(events.headers(topic))) == is_personal
-    assert is_personal == (topic.key == "visitor_id")
+    assert is_personal == topic.personal
 
 
 @EACH
