@@ -18,6 +18,7 @@ from services.consent.handlers import on_consents
 from services.consent.transfer_store import INVARIANTS, ConsentStore
 from services.consent.transfers import on_transfers
 from services.privacy import calendar
+from services.privacy.declare import by_day
 from services.privacy.executor import on_retention_orders
 from tests.support.bench import Bench, new_visitor_id, open_bench, received
 from tests.support.stack import World
@@ -35,7 +36,7 @@ ON_CONSENT = {**PERMITTED, "basis": "Art. 6(1)(a)", "consent": "marketing"}
 
 @pytest.fixture
 async def bench(world: World) -> AsyncIterator[Bench[ConsentStore]]:
-    days = ("consent_subject", "consent_transfer_visitor")
+    days = by_day(TABLES)
     async with open_bench(world, "consent", ConsentStore, days_of=days) as found:
         yield found
 
@@ -179,6 +180,10 @@ async def test_an_erasure_takes_the_visitor_and_leaves_the_proof(bench):
     assert await links_of(bench, event) == []
     assert len(await rows_of(bench, event)) == 1
     assert len(await links_of(bench, kept)) == 1
+    late, since = (transfer(bench.now + timedelta(seconds=n), visitor) for n in (-1, 1))
+    await take(bench, late, since)
+    assert (len(await rows_of(bench, late)), await links_of(bench, late)) == (1, [])
+    assert len(await links_of(bench, since)) == 1, "a new use"
 
 
 async def test_a_transfer_against_the_consent_is_a_violation(bench):
