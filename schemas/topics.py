@@ -14,7 +14,7 @@ from uuid import UUID
 
 from pydantic_core import to_json
 
-from schemas import ad_view, call, consent, credit, record, retention
+from schemas import ad_view, call, consent, credit, record, retention, transfer
 from schemas.retention import DataKind
 from schemas.wire import WireModel
 
@@ -158,10 +158,19 @@ CONSENT_STATE = Topic(
     description="Per visitor and purpose: what is in force since when, and the last changes.",
     model=consent.ConsentStateV1,
     producers=("consent",),
-    consumers=("gateway",),
+    consumers=("gateway", "ad_ledger"),
     age_max_ms=6 * DAY_MS,
     kinds=(DataKind.AD_USE,),
     cleanup="compact,delete",
+)
+TRANSFER = Topic(
+    name="transfer",
+    description="What was sent to a recipient outside, or refused, and on which ground.",
+    model=transfer.TransferV1,
+    key="transfer_id",
+    producers=("gateway", "ad_ledger"),
+    consumers=("consent",),
+    kinds=(DataKind.AD_USE,),
 )
 CALL_REQUEST = Topic(
     name="call-request",
@@ -268,6 +277,7 @@ REGISTRY: tuple[Topic, ...] = (
     AD_VIEW,
     CONSENT,
     CONSENT_STATE,
+    TRANSFER,
     CALL_REQUEST,
     CREDIT_REQUEST,
     CREDIT_DECISION,

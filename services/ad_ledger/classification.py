@@ -4,7 +4,9 @@ from schemas.retention import DataKind
 from services.privacy import access_log, erased
 from services.privacy.declare import (
     Classification,
+    LegalBasis,
     PeriodStart,
+    Purpose,
     Returning,
     Table,
     Via,
@@ -47,6 +49,13 @@ TABLES: tuple[Table, ...] = (
         day_column="address_day",
         via=Via(table="ad_view", columns={"address_day": "view_day", "ticket_id": "ticket_id"}),
     ),
+    Table(
+        name="partner_report",
+        kind=DataKind.AD_USE,
+        day_column="report_day",
+        via=Via(table="ad_view", columns={"report_day": "view_day", "ticket_id": "ticket_id"}),
+    ),
+    Table(name="partner_batch", kind=DataKind.AD_USE, day_column="batch_day"),
     access_log.TABLE,
     erased.TABLE,
 )
@@ -91,6 +100,17 @@ CLASSIFICATION: Classification = {
         "reservation_day reservation_id lot_day ticket_id reserved_ms",
         kind=DataKind.AD_USE, start=PeriodStart.EVENT,
     ),
+    "partner_report": personal(
+        "report_day ticket_id kind ad_id state batch_id",
+        kind=DataKind.AD_USE, start=PeriodStart.EVENT,
+        purpose=Purpose.AD_SETTLEMENT, basis=LegalBasis.CONTRACT,
+    ),
+    # the partner has the key of a batch too: by it, one could ask which views were in it
+    "partner_batch": personal(
+        "batch_day batch_id is_open n_tries next_try_at ended_at",
+        kind=DataKind.AD_USE, start=PeriodStart.EVENT,
+        purpose=Purpose.AD_SETTLEMENT, basis=LegalBasis.CONTRACT,
+    ),
 }  # fmt: skip
 
-METRICS: Classification = metrics({"credit_seconds": "operation"})
+METRICS: Classification = metrics({"credit_seconds": "operation", "partner_batches": "outcome"})

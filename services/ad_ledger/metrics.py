@@ -23,3 +23,15 @@ class LedgerMetrics:
             "unbilled_talk_seconds", "Talk that ended after its reservation had lapsed.",
             namespace="ad_ledger", registry=registry,
         )  # fmt: skip
+
+
+class PartnerMetrics:
+    """Of the ad partner's feed; created once in `app.py`."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Create all metrics in the given registry."""
+        # Moves with each batch for the ad partner. Odd: put_off for minutes; is the partner away?
+        self.batches = Counter(
+            "partner_batches", "Batches for the ad partner by outcome.", ["outcome"],
+            namespace="ad_ledger", registry=registry,
+        )  # fmt: skip

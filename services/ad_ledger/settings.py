@@ -1,6 +1,7 @@
 """Settings of the ledger (`AD_LEDGER_…`)."""
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
@@ -21,3 +22,13 @@ class Settings(ServiceSettings):
     """Of the keys under which the access log hashes whom staff looked for; mode 0700."""
     receipt_keys: SecretStr
     """JSON `{"<key id>": "<64 hex digits>"}`, Ed25519; the first signs retention's receipts."""
+
+    partner_url: Annotated[str | None, Field(pattern=r"^https://[^\s@]+$")] = None
+    """Where the ad partner takes usage; not set = it is told nothing."""
+    partner_token: SecretStr = SecretStr("")
+    """What we show the partner (`Authorization: Bearer …`)."""
+    partner_ca_file: Path | None = None
+    """The authority that signed the partner's certificate; the system's where not set."""
+    partner_timeout_s: float = Field(default=10.0, gt=0, le=60)
+    partner_interval_s: float = Field(default=5.0, gt=0)
+    partner_batch_max: int = Field(default=500, ge=1, le=5000)

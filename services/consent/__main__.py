@@ -1,11 +1,17 @@
-"""`python -m services.consent [migrate]`."""
+"""`python -m services.consent [migrate | disclose … | transfers … | accesses]`."""
 
 import sys
 
-from services.chassis.service import main
+from services.chassis.service import Command, main
+from services.consent import disclosures
 from services.consent.app import build
 from services.consent.declaration import DECLARATION
 from services.consent.settings import Settings
 
 if __name__ == "__main__":
-    sys.exit(main(DECLARATION, build, Settings))
+    commands: dict[str, Command] = {
+        "disclose": disclosures.disclose,
+        "transfers": disclosures.transfers,
+        "accesses": disclosures.accesses,
+    }
+    sys.exit(main(DECLARATION, build, Settings, commands))

@@ -1,17 +1,20 @@
 """Builds the process; nothing else does."""
 
+from typing import Any
+
 from prometheus_client import CollectorRegistry
 
 from schemas import topics
 from services.chassis.clock import sleep
 from services.chassis.db import DayTable
 from services.chassis.service import Service
-from services.consent import handlers
+from services.consent import handlers, transfer_store, transfers
 from services.consent.classification import TABLES
 from services.consent.declaration import DECLARATION
 from services.consent.http import build_http
 from services.consent.settings import Settings
-from services.consent.store import INVARIANTS, Store
+from services.consent.store import INVARIANTS
+from services.consent.transfer_store import ConsentStore
 from services.privacy.chain import SigningKeys
 from services.privacy.declare import by_day
 from services.privacy.erased import unless_erased
@@ -20,17 +23,17 @@ from services.privacy.executor import on_retention_orders
 _YEARS_EVERY_S = 3600.0
 
 
-def build(settings: Settings | None = None) -> Service[Store]:
+def build(settings: Settings | None = None) -> Service[Any]:
     """Return the service, not yet started."""
     settings = settings or Settings.load()
     registry = CollectorRegistry()
-    service = Service(
+    service: Service[Any] = Service(
         declaration=DECLARATION,
         settings=settings,
         registry=registry,
-        store=Store,
+        store=ConsentStore,
         day_tables=[DayTable(name) for name in by_day(TABLES)],
-        invariants=INVARIANTS,
+        invariants={**INVARIANTS, **transfer_store.INVARIANTS},
     )
     receipt_keys = SigningKeys.from_json(settings.receipt_keys.get_secret_value())
     service.on_secret("receipt_keys", receipt_keys.replace)
@@ -38,6 +41,7 @@ def build(settings: Settings | None = None) -> Service[Store]:
     service.consume(
         {
             topics.CONSENT: unless_erased(handlers.on_consents),
+            topics.TRANSFER: transfers.on_transfers,
             topics.RETENTION_ORDER: on_orders,
         },
         first=topics.RETENTION_ORDER,
@@ -47,7 +51,7 @@ def build(settings: Settings | None = None) -> Service[Store]:
     return service
 
 
-async def _maintain_years(service: Service[Store]) -> None:
+async def _maintain_years(service: Service[Any]) -> None:
     while True:
         async with service.transaction() as ctx:
             await ctx.store.maintain_years()

@@ -28,6 +28,27 @@ TABLES = (
         partition_of=PartitionOf.YEAR,
         drop_function="consent_record_drop",
     ),
+    Table(
+        name="consent_transfer",
+        kind=DataKind.TRANSFER_RECORD,
+        day_column="transferred_on",
+        partition_of=PartitionOf.YEAR,
+        drop_function="consent_transfer_drop",
+    ),
+    Table(
+        name="consent_transfer_visitor",
+        kind=DataKind.AD_USE,
+        day_column="transfer_day",
+        subject_column="visitor_id",
+        returning=Returning.EACH,
+    ),
+    Table(
+        name="consent_disclosure",
+        kind=DataKind.TRANSFER_RECORD,
+        day_column="proposed_on",
+        partition_of=PartitionOf.YEAR,
+        drop_function="consent_transfer_drop",
+    ),
     access_log.TABLE,
     erased.TABLE,
 )
@@ -45,5 +66,25 @@ CLASSIFICATION: Classification = {
         " method decided_at",
         kind=DataKind.CONSENT_RECORD,
         start=PeriodStart.CONSENT_END,
+    ),
+    "consent_transfer": personal(
+        "transferred_on transfer_id sender recipient purpose fields verdict reason basis"
+        " country_ground consent country register_version asked_at",
+        kind=DataKind.TRANSFER_RECORD,
+        start=PeriodStart.EVENT,
+    ),
+    "consent_transfer_visitor": personal(
+        "transfer_day transfer_id visitor_id transferred_on happened_at",
+        kind=DataKind.AD_USE,
+        start=PeriodStart.EVENT,
+        purpose=Purpose.CONSENT,
+        basis=LegalBasis.LEGAL_OBLIGATION,
+    ),
+    # of the staff; whom it is about stands in the authority's file only
+    "consent_disclosure": personal(
+        "proposed_on disclosure_id step staff_id authority legal_ground fields reference_salt"
+        " reference_hash stated_at",
+        kind=DataKind.TRANSFER_RECORD,
+        start=PeriodStart.EVENT,
     ),
 }

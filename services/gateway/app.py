@@ -14,8 +14,14 @@ from services.gateway.door import RateLimit, RateLimits, Visits
 from services.gateway.http import Parts, build_http
 from services.gateway.live import TOPICS, Live, LiveLimits
 from services.gateway.metrics import Metrics
+from services.gateway.partner import PartnerAds
 from services.gateway.reads import Reads
 from services.gateway.settings import Settings
+from services.privacy import recipients
+from services.privacy.consent_states import ConsentStates
+from services.privacy.gate import Gate
+from services.privacy.recorder import KafkaRecorder
+from services.privacy.rules import RuleBook
 
 FORGET_EVERY_S = 30.0
 
@@ -45,15 +51,14 @@ def build() -> Service[None]:
         metrics=metrics,
     )
     ads = load_ads()
+    producer = Producer(service.sink, service=DECLARATION.name, timeout_s=settings.kafka_timeout_s)
     service.serve(
         build_http(
             Parts(
                 settings=settings,
                 clock=service.clock,
                 ids=service.ids,
-                sender=Producer(
-                    service.sink, service=DECLARATION.name, timeout_s=settings.kafka_timeout_s
-                ),
+                sender=producer,
                 reads=reads,
                 visits=visits,
                 tickets=ticket_keys,
@@ -62,6 +67,7 @@ def build() -> Service[None]:
                 metrics=metrics,
                 ads=ads,
                 media_by_name=make_media(ads),
+                partner=_make_partner_ads(service, settings, producer),
             )
         )
     )
@@ -75,6 +81,22 @@ def build() -> Service[None]:
     service.task("forget", lambda: _forget_for_ever(limits, reads))
     service.ready_when(lambda: None if tail.ready.is_set() else "push side does not read yet")
     return service
+
+
+def _make_partner_ads(
+    service: Service[None], settings: Settings, producer: Producer
+) -> PartnerAds | None:
+    """Return who gives pages leave to ask the ad partner; None where there is no partner."""
+    if settings.partner_tag_url is None:
+        return None
+    consents = ConsentStates(settings.kafka, prefix=settings.kafka_prefix, clock=service.clock)
+    service.task("consents", consents.run)
+    gate = Gate(
+        KafkaRecorder(producer, service.ids, service.clock),
+        service.clock,
+        rules=RuleBook(recipients.load(), consents.facts_of),
+    )
+    return PartnerAds(settings.partner_tag_url, gate)
 
 
 def make_reads(settings: Settings, metrics: Metrics) -> Reads:

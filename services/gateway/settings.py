@@ -43,6 +43,9 @@ class Settings(ServiceSettings):
     trusted_proxies: Annotated[str, AfterValidator(_are_networks)] = ""
     """Networks, with commas, whose X-Forwarded-For is believed; none by default."""
 
+    partner_tag_url: Annotated[str | None, Field(pattern=r"^https://[^\s@]+$")] = None
+    """The ad partner's tag, for pages whose visitor chose an ad; not set = ads of ours only."""
+
     visit_age_max_s: int = Field(default=VISIT_AGE_MAX_S, ge=60, le=VISIT_AGE_MAX_S)
     kafka_timeout_s: float = Field(default=5.0, gt=0)
     read_timeout_s: float = Field(default=2.0, gt=0)

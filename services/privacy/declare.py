@@ -124,6 +124,8 @@ class Purpose(StrEnum):
     """Deciding on job applications (R-B4)."""
     NUMBER_BLOCKING = "number_blocking"
     """Never calling a number again whose owner asked for that (R-G10)."""
+    DISCLOSURE = "disclosure"
+    """Informing a public authority under a legal obligation (R-C4)."""
 
 
 class LegalBasis(StrEnum):

@@ -58,6 +58,10 @@ EVENTS: Classification = {
         "visitor_id purposes.purpose purposes.in_force purposes.since purposes.changes.decision "
         "purposes.changes.at"
     ),
+    topics.TRANSFER.name: _consent(
+        "transfer_id recipient purpose fields verdict register_version happened_at asked_at reason "
+        "basis country_ground consent country visitor_id"
+    ),
     topics.CALL_REQUEST.name: {
         **_call("call_id visitor_id callback_number destination_number"),
         **_ADDRESS,

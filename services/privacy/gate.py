@@ -2,12 +2,12 @@
 
 A sender accepts only a `Cleared` payload, and only the gate makes one: it asks the rules, cuts the
 payload to what they permit, and has the answer recorded, a refusal too, before it hands anything
-out. Rules that cannot decide, and all rules so far, refuse. The rules and the recorder come with
-the recipient register and the consents; what stands here knows neither.
+out. Rules that cannot decide refuse. The rules are in `rules.py`, over the register of
+`recipients.py` and the consents of `consent_states.py`; what stands here knows none of them.
 """
 
 import json
-from collections.abc import Awaitable, Iterator, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -43,6 +43,8 @@ class RefusalReason(StrEnum):
     RECIPIENT_UNKNOWN = "recipient_unknown"
     RECIPIENT_NOT_VALID = "recipient_not_valid"
     """Its entry in the register is of another time."""
+    CONTRACT_MISSING = "contract_missing"
+    """A processor without a contract on processing (R-C5)."""
     PURPOSE_NOT_ALLOWED = "purpose_not_allowed"
     COUNTRY_NOT_ALLOWED = "country_not_allowed"
     """A third country without adequacy or safeguards."""
@@ -65,6 +67,8 @@ class Question:
         visitor_id: whose data; None where they are nobody's who visited (a called number).
         happened_at: instant of what the data are about, aware.
         asked_at: instant of sending, aware.
+        country: where it would go, for recipients that are elsewhere each time (a called network);
+            ISO 3166-1 alpha-2.
     """
 
     recipient: str
@@ -73,20 +77,31 @@ class Question:
     visitor_id: UUID | None
     happened_at: datetime
     asked_at: datetime
+    country: str | None = None
 
     def __post_init__(self) -> None:
         assert self.happened_at.tzinfo is not None
         assert self.asked_at.tzinfo is not None
 
 
+NO_REGISTER = "none"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Permit:
-    """These fields may go, on these grounds; to nobody else and for nothing else."""
+    """These fields may go, on these grounds; to nobody else and for nothing else.
+
+    Attributes:
+        consent: the purpose of the consent catalogue that was in force, where the basis is consent.
+        register_version: of the register that it was decided by.
+    """
 
     question: Question
     fields: frozenset[str]
     basis: LegalBasis
     country: ThirdCountryGround
+    consent: str | None = None
+    register_version: str = NO_REGISTER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +110,7 @@ class Refusal:
 
     question: Question
     reason: RefusalReason
+    register_version: str = NO_REGISTER
 
 
 Verdict = Permit | Refusal
@@ -111,8 +127,8 @@ class Rules(Protocol):
 class Recorder(Protocol):
     """Keep each verdict (R-E2)."""
 
-    def __call__(self, verdict: Verdict) -> Awaitable[None]:
-        """Return when the verdict is safe; after an error nothing is sent."""
+    def __call__(self, verdicts: Sequence[Verdict]) -> Awaitable[None]:
+        """Return when all of them are safe; after an error nothing is sent."""
         ...
 
 
@@ -161,6 +177,30 @@ class Cleared:
         return self._body
 
 
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A payload (JSON), and what the gate has to know of it; see `Question`."""
+
+    payload: Mapping[str, JsonValue]
+    recipient: str
+    purpose: Purpose
+    visitor_id: UUID | None
+    happened_at: datetime
+    country: str | None = None
+
+    def question(self, asked_at: datetime) -> Question:
+        """Return what the rules are asked."""
+        return Question(
+            recipient=self.recipient,
+            purpose=self.purpose,
+            fields=paths(self.payload),
+            visitor_id=self.visitor_id,
+            happened_at=self.happened_at,
+            asked_at=asked_at,
+            country=self.country,
+        )
+
+
 class Gate:
     """Asks, cuts, records, and only then hands out."""
 
@@ -181,83 +221,114 @@ class Gate:
         visitor_id: UUID | None,
         happened_at: datetime,
     ) -> Cleared | Refusal:
-        """Decide about a payload and record the verdict.
-
-        Args:
-            payload: JSON; what is not permitted of it is left out, at any depth.
-
-        Raises:
-            ValueError: a name in the payload has a dot or is empty, a number is not finite.
-            Whatever the rules or the recorder raise: then nothing was cleared.
-        """
-        question = Question(
+        """Decide about a payload and record the verdict; see `clear_many`."""
+        request = Request(
+            payload=payload,
             recipient=recipient,
             purpose=purpose,
-            fields=frozenset(paths(payload)),
             visitor_id=visitor_id,
             happened_at=happened_at,
-            asked_at=self._clock.now(),
         )
+        (found,) = await self.clear_many([request])
+        return found
+
+    async def clear_many(self, requests: Sequence[Request]) -> list[Cleared | Refusal]:
+        """Decide about payloads, each for itself, and record all verdicts at once.
+
+        What is not permitted of a payload is left out, at any depth.
+
+        Returns:
+            An answer for each request, in their order.
+
+        Raises:
+            ValueError: a name in a payload has a dot or is empty, a number is not finite.
+            Whatever the rules or the recorder raise: then nothing was cleared.
+        """
+        asked_at = self._clock.now()
+        judged = [await self._judge(request, asked_at) for request in requests]
+        await self._recorder([verdict for verdict, _ in judged])
+        return [
+            Cleared(verdict, body, _SEAL) if isinstance(verdict, Permit) else verdict
+            for verdict, body in judged
+        ]
+
+    async def _judge(self, request: Request, asked_at: datetime) -> tuple[Verdict, bytes]:
+        question = request.question(asked_at)
         verdict = await self._rules(question)
         assert verdict.question == question, "an answer to something else"
         if isinstance(verdict, Permit):
             verdict = _of_what_was_asked(verdict)
         if isinstance(verdict, Refusal):
-            await self._recorder(verdict)
-            return verdict
+            return verdict, b""
         # cut before anything else is awaited: a caller could change the payload meanwhile
-        body = json.dumps(cut(payload, verdict.fields), allow_nan=False, ensure_ascii=False)
-        await self._recorder(verdict)
-        return Cleared(verdict, body.encode(), _SEAL)
+        return verdict, _ENCODE(cut(request.payload, verdict.fields)).encode()
 
 
 def _of_what_was_asked(permit: Permit) -> Verdict:
     """Return the permit without fields that are not in question: what is recorded is what goes."""
     fields = permit.fields & permit.question.fields
     if not fields:
-        return Refusal(question=permit.question, reason=RefusalReason.NO_FIELD_ALLOWED)
+        return Refusal(
+            question=permit.question,
+            reason=RefusalReason.NO_FIELD_ALLOWED,
+            register_version=permit.register_version,
+        )
     return replace(permit, fields=fields)
 
 
-def paths(payload: Mapping[str, JsonValue], before: str = "") -> Iterator[str]:
-    """Yield the dotted path of every value in a payload; entries of a list share theirs.
+def paths(payload: Mapping[str, JsonValue]) -> frozenset[str]:
+    """Return the dotted path of every value in a payload; entries of a list share theirs.
 
     An empty object or list is a value: that there is nothing also says something.
 
     Raises:
         ValueError: a name has a dot, or is empty: its path would be another's.
     """
-    for name, value in payload.items():
-        if not name or "." in name:
-            raise ValueError("a name in a payload must not be empty nor have a dot")
-        yield from _paths_of(value, f"{before}{name}")
+    found: set[str] = set()
+    _collect(payload, "", found)
+    return frozenset(found)
 
 
-def _paths_of(value: JsonValue, path: str) -> Iterator[str]:
-    if isinstance(value, Mapping) and value:
-        yield from paths(value, f"{path}.")
-    elif isinstance(value, list) and value:
+def _collect(value: Mapping[str, JsonValue] | JsonValue, path: str, found: set[str]) -> None:
+    # exact types: asking an abstract class about every value costs more than the rest of it
+    if type(value) is dict and value:
+        before = f"{path}." if path else ""
+        for name, inner in value.items():
+            if not name or "." in name:
+                raise ValueError("a name in a payload must not be empty nor have a dot")
+            _collect(inner, before + name, found)
+    elif type(value) is list and value:
         for entry in value:
-            yield from _paths_of(entry, path)
+            _collect(entry, path, found)
     else:
-        yield path
+        assert type(value) in _PLAIN, "a payload is plain JSON"
+        if path:
+            found.add(path)
 
 
-def cut(
-    payload: Mapping[str, JsonValue], permitted: frozenset[str], before: str = ""
-) -> dict[str, JsonValue]:
+def cut(payload: Mapping[str, JsonValue], permitted: frozenset[str]) -> dict[str, JsonValue]:
     """Return a payload without what is not permitted; what is empty then goes as well."""
-    kept = {name: _cut_of(value, permitted, f"{before}{name}") for name, value in payload.items()}
-    return {name: value for name, value in kept.items() if value is not _CUT}
+    kept = _cut_of(dict(payload), permitted, "")
+    return kept if isinstance(kept, dict) else {}
 
 
 _CUT: JsonValue = object()  # type: ignore[assignment]  # stands for "nothing of it", unlike null
+_PLAIN = (dict, list, str, int, float, bool, type(None))
 
 
 def _cut_of(value: JsonValue, permitted: frozenset[str], path: str) -> JsonValue:
-    if isinstance(value, Mapping) and value:
-        return cut(value, permitted, f"{path}.") or _CUT
-    if isinstance(value, list) and value:
-        kept = [_cut_of(entry, permitted, path) for entry in value]
-        return [entry for entry in kept if entry is not _CUT] or _CUT
+    if type(value) is dict and value:
+        before = f"{path}." if path else ""
+        kept: dict[str, JsonValue] = {}
+        for name, inner in value.items():
+            found = _cut_of(inner, permitted, before + name)
+            if found is not _CUT:
+                kept[name] = found
+        return kept or _CUT
+    if type(value) is list and value:
+        entries = [_cut_of(entry, permitted, path) for entry in value]
+        return [entry for entry in entries if entry is not _CUT] or _CUT
     return value if path in permitted else _CUT
+
+
+_ENCODE = json.JSONEncoder(allow_nan=False, ensure_ascii=False).encode

@@ -86,6 +86,7 @@ PURPOSES: Mapping[Purpose, Texts] = {
         "Beachtung und Nachweis von Einwilligungen", "Honouring and proving consent"
     ),
     Purpose.ACCOUNTABILITY: _texts("Rechenschaft", "Accountability"),
+    Purpose.DISCLOSURE: _texts("Auskunft an Behörden", "Information of authorities"),
     Purpose.PAID_SERVICE: _texts("Bezahlte Verträge", "Paid contracts"),
     Purpose.CONTACT: _texts("Kontakt und Beratung", "Contact and advice"),
     Purpose.APPLICATION: _texts("Bewerbungen", "Job applications"),
@@ -109,6 +110,9 @@ PERSONS: Mapping[Purpose, Texts] = {
     Purpose.ACCOUNTABILITY: _texts(
         "Beschäftigte; Personen, deren Daten gelesen oder übermittelt werden",
         "staff; persons whose data is read or transferred",
+    ),
+    Purpose.DISCLOSURE: _texts(
+        "Personen, über die Behörden Auskunft verlangen", "persons whom authorities ask about"
     ),
     Purpose.PAID_SERVICE: _CUSTOMERS,
     Purpose.CONTACT: _texts(

@@ -35,6 +35,7 @@ HARMLESS_PARTS = ("http.HTTPStatus", "urllib.parse.unquote", "urllib.parse.urlsp
 REACHES: dict[str, dict[str, str]] = {
     "httpx": {
         "services/gateway/app.py": "hands the client of reads.py its time limit",
+        "services/ad_ledger/partner.py": "the ad partner: takes nothing but what the gate cleared",
         "services/gateway/reads.py": "our own services' HTTP, by settings: balance and call status",
     },
     "aiokafka": {
@@ -50,7 +51,10 @@ REACHES: dict[str, dict[str, str]] = {
         "services/call_control/sip/": "the carrier's SIP trunk: the call that the visitor asked for"
         " is itself the transfer of its numbers (R-A6, R-E1); its record is the CDR",
     },
-    "ssl": {"services/chassis/kafka.py": "our Kafka: whom its certificates are checked against"},
+    "ssl": {
+        "services/chassis/kafka.py": "our Kafka: whom its certificates are checked against",
+        "services/ad_ledger/partner.py": "the ad partner: whom its certificate is checked against",
+    },
     "asyncio": {"services/": "the loop; what of it connects is in CONNECTING"},
     "importlib": {
         "services/chassis/declaration.py": "the card of a service, by its name",
@@ -208,3 +212,60 @@ def test_what_needs_no_gate_is_not_found() -> None:
     text = "import json\nimport re\nfrom http import HTTPStatus\nre.compile('a')\n"
     path = sources("services")[0].path.parent / "ad_ledger" / "harmless.py"
     assert bypasses(Source(path, text, ast.parse(text))) == []
+
+
+SENDERS = {"services/ad_ledger/partner.py": "PartnerClient"}
+"""Where data leave the platform by HTTP, and the class that sends them."""
+
+
+def clients(source: Source, sender: str) -> list[str]:
+    """Return, in words, where a sender's file could send what the gate has not cleared."""
+    (owner,) = (n for n in source.tree.body if isinstance(n, ast.ClassDef) and n.name == sender)
+    methods = [n for n in owner.body if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    known = [n for n in methods if n.name in {"__init__", "send", "close"}]
+    allowed = {id(node) for method in known for node in ast.walk(method)}
+    found = [
+        f"{source.name}:{node.lineno} reaches the client outside of {sender}.send"
+        for node in ast.walk(source.tree)
+        if isinstance(node, (ast.Name, ast.Attribute))
+        and (node.id == "httpx" if isinstance(node, ast.Name) else node.attr == "_client")
+        and id(node) not in allowed
+    ]
+    # the key of a batch is random and says nothing; all else was cleared
+    takes = {"UUID", "Sequence[Cleared]"}
+    (send,) = (n for n in methods if n.name == "send")
+    return found + [
+        f"{source.name} sends {argument.arg}"
+        for argument in [*send.args.args[1:], *send.args.kwonlyargs]
+        if argument.annotation is None or ast.unparse(argument.annotation) not in takes
+    ]
+
+
+def _source(text: str) -> Source:
+    path = sources("services")[0].path.parent / "ad_ledger" / "partner.py"
+    return Source(path, text, ast.parse(text))
+
+
+def test_a_sender_takes_only_what_the_gate_cleared() -> None:
+    """R-E2, K3: no sender has a way for a payload that nobody cleared."""
+    by_name = {source.name: source for source in sources("services")}
+    none([line for name, sender in SENDERS.items() for line in clients(by_name[name], sender)])
+    reaching = {name for name in REACHES["httpx"] if not name.startswith("services/gateway/")}
+    assert reaching == set(SENDERS), "whoever speaks HTTP to the outside is a sender"
+
+
+_CLEARED_ONLY = "class PartnerClient:\n    async def send(self, c: Sequence[Cleared]): pass\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "class PartnerClient:\n    async def send(self, body: bytes): self._client.post(body)",
+        f"{_CLEARED_ONLY}    async def raw(self, b): await self._client.post(b)",
+        f"{_CLEARED_ONLY}def f(): httpx.post('https://example.com')",
+        f"{_CLEARED_ONLY}def f(sender): sender._client.post('https://example.com')",
+    ],
+)
+def test_a_sender_that_takes_more_is_found(line: str) -> None:
+    """R-E2: each way to send what was not cleared."""
+    assert clients(_source(line), "PartnerClient")

@@ -13,7 +13,7 @@ from schemas.topics import (
 )
 from services.chassis.declaration import SERVICES
 
-NOT_KEYED_BY_VISITOR = {"order_id", "record_id"}
+NOT_KEYED_BY_VISITOR = {"order_id", "record_id", "transfer_id"}
 KEYS = {"visitor_id"} | NOT_KEYED_BY_VISITOR
 """Keys are random or server-issued ids: nothing a person typed, and no number or address."""
 

@@ -43,6 +43,7 @@ view AS (INSERT INTO ad_view SELECT day, ticket_id, kind, visitor_id, at, 16000,
          '2026-1', false FROM given,
          (VALUES ('start', 0), ('complete', 4000)) AS v(kind, credit_ms)),
 address AS (INSERT INTO ad_view_address SELECT day, ticket_id, '192.0.2.7' FROM given),
+report AS (INSERT INTO partner_report SELECT day, ticket_id, 'complete', 'house-1' FROM given),
 watch AS (INSERT INTO visitor_watch SELECT day, visitor_id, at, 4000 FROM given),
 lot AS (INSERT INTO lot SELECT day, ticket_id, visitor_id, at + interval '6 days', 4000,
         1000, CASE WHEN $5 THEN 3000 ELSE 0 END, CASE WHEN $5 THEN 0 ELSE 3000 END, 0, 0
@@ -85,7 +86,9 @@ SELECT day, call_id, visitor_id, CASE WHEN $4 THEN 'talking' ELSE 'ended' END,
 FROM given
 """
 _CONSENT_ROWS = """
-WITH subject AS (INSERT INTO consent_subject VALUES ($1, $2, $3))
+WITH subject AS (INSERT INTO consent_subject VALUES ($1, $2, $3)),
+transfer AS (INSERT INTO consent_transfer_visitor
+             VALUES ($1, $4, $2, $1, $1::date + interval '9 hours'))
 INSERT INTO consent_record VALUES ($1::date + 6, $4, 'marketing', $3, 'given', 'v1', 'de.1', 'de',
                                    'banner', $1::date + interval '9 hours')
 """

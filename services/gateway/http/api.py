@@ -31,6 +31,7 @@ from services.gateway.http.openapi import describe
 from services.gateway.http.problems import ProblemError, documented, field_errors, respond
 from services.gateway.http.ranges import partial
 from services.gateway.metrics import Metrics
+from services.gateway.partner import PartnerAds
 from services.gateway.reads import AwayError, Balance, CallView, Reads
 from services.gateway.settings import Settings
 
@@ -65,6 +66,7 @@ class Parts:
     metrics: Metrics
     ads: tuple[Ad, ...]
     media_by_name: dict[str, Media]
+    partner: PartnerAds | None = None
 
 
 _GUARDED = (
@@ -206,8 +208,11 @@ def _ads(parts: Parts, door: _Door) -> APIRouter:
         summary="Take a ticket for one ad",
         responses=documented(*_WITH_VISIT),
     )
-    async def take_ticket(visit: InVisit) -> models.TicketAnswer:
-        """Hand out a signed, single-use leave to watch one ad; valid for an hour."""
+    async def take_ticket(visit: InVisit, request: Request) -> models.TicketAnswer:
+        """Hand out a signed, single-use leave to watch one ad; valid for an hour.
+
+        With it comes whether the page may load the ad partner's tag, recorded before (R-E2).
+        """
         now, ticket_id = parts.clock.now(), parts.ids.new()
         ad = domain.choose_ad(parts.ads, ticket_id)
         ticket = ViewTicket(
@@ -218,6 +223,7 @@ def _ads(parts: Parts, door: _Door) -> APIRouter:
             issued_at=now,
             expires_at=now + timedelta(seconds=view_ticket.TICKET_LIFE_S),
         )
+        partner = await _ask_partner(parts.partner, visit, request.state.address, now)
         return models.TicketAnswer(
             ticket=view_ticket.issue(parts.tickets, ticket),
             ticket_id=ticket_id,
@@ -228,6 +234,7 @@ def _ads(parts: Parts, door: _Door) -> APIRouter:
                 duration_ms=ad.duration_ms,
             ),
             expires_at=ticket.expires_at,
+            partner=partner,
         )
 
     @router.post(
@@ -291,6 +298,18 @@ def _ads(parts: Parts, door: _Door) -> APIRouter:
         return partial(request, media)
 
     return router
+
+
+async def _ask_partner(
+    partner: PartnerAds | None, visit: Visit, address: str, now: datetime
+) -> models.PartnerAnswer | None:
+    """Return what the page may ask of the ad partner; None = nothing."""
+    if partner is None:
+        return None
+    leave = await partner.leave(visit.visitor_id, address, now)
+    if leave is None:
+        return None
+    return models.PartnerAnswer(tag_url=leave.tag_url, personalised=list(leave.personalised))
 
 
 def _check_ticket(keys: KeyRing, text: str, index: int, *, visit: Visit, now: datetime) -> None:

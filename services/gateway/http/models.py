@@ -51,6 +51,16 @@ class AdAnswer(_Answer):
     duration_ms: Annotated[int, Field(gt=0, examples=[15000])]
 
 
+class PartnerAnswer(_Answer):
+    """Leave to load the ad partner's tag, and what it may be told."""
+
+    tag_url: Annotated[str, Field(examples=["https://s.vi-serve.com/tagLoader.js"])]
+    personalised: Annotated[
+        list[str],
+        Field(description="Exchanges that may get personalised-ad data; nobody else may."),
+    ]
+
+
 class TicketAnswer(_Answer):
     """Leave to watch one ad once."""
 
@@ -58,6 +68,10 @@ class TicketAnswer(_Answer):
     ticket_id: UUID
     ad: AdAnswer
     expires_at: datetime
+    partner: Annotated[
+        PartnerAnswer | None,
+        Field(description="Where it is null the page asks no third party, and shows `ad`."),
+    ] = None
 
 
 class AdEvent(_Request):

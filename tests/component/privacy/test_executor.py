@@ -19,7 +19,7 @@ from schemas.retention import (
 from services.chassis.context import Context
 from services.chassis.errors import Poison
 from services.chassis.ids import TimeOrderedIds
-from services.consent.classification import TABLES
+from services.consent import classification
 from services.consent.store import Store
 from services.privacy.chain import SigningKeys
 from services.privacy.declare import Table
@@ -30,6 +30,9 @@ from tests.support.stack import World
 
 WORLD_SERVICES = ("consent",)
 IDS = TimeOrderedIds()
+# a part of consent's: what is counted here does not change with each table that it gets
+COUNTED = ("consent_subject", "consent_record", "privacy_erased")
+TABLES = tuple(table for table in classification.TABLES if table.name in COUNTED)
 NOBODY_ERASED = TableCount(table="privacy_erased", n_partitions=0, n_rows=0)
 
 

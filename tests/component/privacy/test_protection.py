@@ -25,11 +25,12 @@ RESTRICT, UNRESTRICT = RetentionAction.RESTRICT, RetentionAction.UNRESTRICT
 ROWS = {
     "ad_ledger": {
         "lot": 1, "posting": 3, "ad_view": 2, "visitor_watch": 1, "reservation": 1,
-        "reservation_share": 1, "ad_view_address": 1,
+        "reservation_share": 1, "ad_view_address": 1, "partner_report": 1,
     },
     "call_control": {"call": 1, "call_leg": 2, "call_order": 1, "call_address": 1},
-    "consent": {"consent_subject": 1},
+    "consent": {"consent_subject": 1, "consent_transfer_visitor": 1},
 }  # fmt: skip
+NAMING = {table for tables in ROWS.values() for table in tables}
 LIVE_SIDES = ("ad_ledger", "call_control")
 
 
@@ -66,7 +67,8 @@ def of(side: Side, n_held: int = 0, n_restricted: int = 0) -> dict[str, tuple[in
 
 
 def without_proofs(rows: dict[str, list[str]]) -> dict[str, list[str]]:
-    return {table: found for table, found in rows.items() if table != "consent_record"}
+    """Leave out tables whose rows name nobody."""
+    return {table: found for table, found in rows.items() if table in NAMING}
 
 
 async def erase(side: Side, *visitors: UUID) -> list[RetentionReceiptV1]:
@@ -436,12 +438,12 @@ async def test_a_link_to_proofs_comes_back_only_where_there_is_no_newer_one(worl
         restrict = side.order(RESTRICT, visitor, protection_id=restriction)
         await side.handle(restrict)
         await side.fill(visitor)
-        newer = await side.live()
+        newer = (await side.live())["consent_subject"]
         lift = side.order(
             UNRESTRICT, protection_id=restriction, before=side.today - timedelta(days=1)
         )
-        assert total(await side.handle(lift)) == {"consent_subject": (1, 0, 0)}
-        assert await side.live() == newer
+        assert total(await side.handle(lift))["consent_subject"] == (1, 0, 0)
+        assert (await side.live())["consent_subject"] == newer
         assert await side.violations() == {}
 
 

@@ -28,8 +28,11 @@ from services.gateway.door import Visits
 from services.gateway.http import Parts, build_http
 from services.gateway.live import Live
 from services.gateway.metrics import Metrics
+from services.gateway.partner import PartnerAds
 from services.gateway.reads import Reads
 from services.gateway.settings import Settings
+from services.privacy.gate import Gate, Rules
+from services.privacy.recorder import KafkaRecorder
 
 NOW = datetime(2026, 11, 22, 18, 0, tzinfo=UTC)
 ORIGIN = "https://minutes.example"
@@ -135,7 +138,9 @@ class FakeServices:
 class Gateway:
     """The app under test with all its parts at hand."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(
+        self, *, rules: Rules | None = None, partner_tag_url: str = "", **settings: Any
+    ) -> None:
         self.settings = Settings.model_validate(
             {
                 "kafka_bootstrap": "nowhere:1",
@@ -186,8 +191,13 @@ class Gateway:
                 metrics=metrics,
                 ads=ADS,
                 media_by_name=MEDIA,
+                partner=None if rules is None else PartnerAds(partner_tag_url, self._gate(rules)),
             )
         )
+
+    def _gate(self, rules: Rules) -> Gate:
+        recorder = KafkaRecorder(self.sender, TimeOrderedIds(), self.clock)
+        return Gate(recorder, self.clock, rules=rules)
 
     def client(self, peer: str = PEER) -> httpx.AsyncClient:
         """Return a browser without a visit."""

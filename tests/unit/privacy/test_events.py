@@ -73,13 +73,13 @@ def kinds(items: Items) -> set[DataKind]:
 
 @EACH
 def test_what_its_headers_and_key_say_is_as_personal_as_the_event(topic: Topic):
-    """D1: a key that is a visitor's id is a pseudonym, and goes with the record's value."""
+    """D1: a visitor's id, and the id of what went of theirs, go with the record's value."""
     assert topic.key in events.fields(topic)
     assert kinds(events.headers(topic)) <= set(topic.kinds)
     assert events.headers(topic)["ce_subject"] == events.fields(topic)[topic.key]
     is_personal = events.fields(topic)[topic.key].personal
     assert bool(kinds(events.headers(topic))) == is_personal
-    assert is_personal == (topic.key == "visitor_id")
+    assert is_personal == (topic.key in {"visitor_id", "transfer_id"})
 
 
 @EACH

@@ -1,0 +1,88 @@
+"""What a sender knows of consents: each visitor's last state, and how old that knowledge is."""
+
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from schemas import topics
+from schemas.consent import (
+    ConsentChange,
+    ConsentDecision,
+    ConsentStateV1,
+    Purpose,
+    PurposeState,
+)
+from services.chassis.kafka import KafkaLogin
+from services.chassis.secret import Secret
+from services.privacy.consent_states import STALE_AFTER, ConsentStates
+from tests.support.bench import received
+
+NOW = datetime(2026, 11, 22, 18, 0, tzinfo=UTC)
+VISITOR = UUID("a0000000-5a3c-4f1e-9b7d-000000000000")
+MARKETING = Purpose.MARKETING
+
+
+class Clock:
+    def now(self) -> datetime:
+        return NOW
+
+    def monotonic(self) -> float:
+        return 0.0
+
+
+def states() -> ConsentStates:
+    login = KafkaLogin(bootstrap="127.0.0.1:1", username="u", password=Secret("p"))
+    return ConsentStates(login, prefix="", clock=Clock())
+
+
+def state(since: datetime, *, in_force: bool, changes: tuple[ConsentChange, ...] = ()):
+    purpose = PurposeState(purpose=MARKETING, in_force=in_force, since=since, changes=changes)
+    return received(
+        topics.CONSENT_STATE, ConsentStateV1(visitor_id=VISITOR, purposes=(purpose,)), NOW
+    )
+
+
+def test_a_reader_that_has_not_read_all_is_stale():
+    """K3: what was said meanwhile may be a withdrawal."""
+    found = states()
+    assert not found.facts_of(VISITOR, NOW).is_fresh
+    found._replay.read_until = NOW
+    assert found.facts_of(VISITOR, NOW + STALE_AFTER).is_fresh
+    assert not found.facts_of(VISITOR, NOW + STALE_AFTER + timedelta(milliseconds=1)).is_fresh
+
+
+def test_the_last_state_counts_with_its_history():
+    """K2: what was in force when the event happened."""
+    found = states()
+    found.take(state(NOW - timedelta(hours=3), in_force=True))
+    changes = (
+        ConsentChange(decision=ConsentDecision.WITHDRAWN, at=NOW),
+        ConsentChange(decision=ConsentDecision.GIVEN, at=NOW - timedelta(hours=3)),
+    )
+    found.take(state(NOW, in_force=False, changes=changes))
+    facts = found.facts_of(VISITOR, NOW)
+    assert not facts.in_force_at("marketing", NOW)
+    assert facts.in_force_at("marketing", NOW - timedelta(microseconds=1))
+    assert not facts.in_force_at("marketing", NOW - timedelta(hours=4))
+    assert not facts.in_force_at("statistics", NOW)
+
+
+def test_a_state_without_changes_stands_since_its_instant():
+    """K2: the changes are optional on the wire."""
+    found = states()
+    found.take(state(NOW - timedelta(hours=1), in_force=True))
+    facts = found.facts_of(VISITOR, NOW)
+    assert facts.in_force_at("marketing", NOW)
+    assert not facts.in_force_at("marketing", NOW - timedelta(hours=2))
+
+
+def test_what_is_deleted_or_old_is_forgotten():
+    """R-D5, R-G3: nothing is in force for who is not known."""
+    found = states()
+    found.take(state(NOW - timedelta(hours=1), in_force=True))
+    found.forget_before(NOW)
+    assert found.facts_of(VISITOR, NOW).changes
+    found.forget_before(NOW + timedelta(seconds=1))
+    assert not found.facts_of(VISITOR, NOW).changes
+    found.take(state(NOW - timedelta(hours=1), in_force=True))
+    found.forget(topics.CONSENT_STATE.key_bytes_of(state(NOW, in_force=True).event))
+    assert not found.facts_of(VISITOR, NOW).changes
