@@ -12,6 +12,7 @@ VISITORS ?= 1
 SERVICE ?=
 KAFKA_NODES ?= 1
 KAFKA_TLS ?=
+STANDBY ?=
 FAULTS ?= 200
 SEED ?=
 REPLAY ?=
@@ -46,8 +47,8 @@ check: bootstrap ## static checks: format, lint, types, layers, exported schemas
 	@.venv/bin/lint-imports
 	@$(RUN) -m schemas.export --check
 
-up: bootstrap ## start the platform and leave it running (KAFKA_NODES=3, KAFKA_TLS=1); data: var/main
-	@$(RUN) -m deploy.local up --kafka-nodes $(KAFKA_NODES) $(if $(KAFKA_TLS),--kafka-tls)
+up: bootstrap ## start the platform and leave it running (KAFKA_NODES=3, KAFKA_TLS=1, STANDBY=1); data: var/main
+	@$(RUN) -m deploy.local up --kafka-nodes $(KAFKA_NODES) $(if $(KAFKA_TLS),--kafka-tls) $(if $(STANDBY),--standby)
 
 down: bootstrap ## end what `make up` started
 	@$(RUN) -m deploy.local down

@@ -49,13 +49,18 @@ _PROTECTS = frozenset(
 class RetentionOrderV1(WireModel):
     """What to do with the rows of days before a day (UTC). Natural key: `order_id`.
 
-    Ids are opaque: an order lives 30 days on its topic. What each action needs, and may carry:
+    An order lives 30 days on its topic, the visitors whom it names do not: once all services have
+    answered, and after five days at the latest, a copy without them takes its place under the same
+    key (`names_gone`). What each action needs, and may carry:
 
     - drop: every day of the kind before `before_day`.
     - erase: `visitor_ids`; their rows of the kinds, of days before `before_day`.
     - hold: `protection_id`; whose rows (`visitor_ids`, or everybody's), which days (`from_day`).
     - restrict: `protection_id` and `visitor_ids`; their rows leave the live tables.
     - release, unrestrict: `protection_id`; what it kept of days before `before_day` is due.
+
+    Whoever reads an order whose names are gone has nothing left to do: what they stood for was
+    done, or is due by age.
 
     `other_kinds` stands beside `kind` where an order is about more than one.
     """
@@ -69,6 +74,7 @@ class RetentionOrderV1(WireModel):
     visitor_ids: Annotated[tuple[VisitorId, ...], Field(max_length=VISITORS_MAX)] = ()
     from_day: date | None = None
     protection_id: ServerId | None = None
+    names_gone: bool = False
 
     @property
     def kinds(self) -> frozenset[DataKind]:
@@ -86,6 +92,9 @@ class RetentionOrderV1(WireModel):
 def _misfit(order: RetentionOrderV1) -> str | None:
     """Say what an order lacks, or carries in vain; a reader must not guess what was meant."""
     action = order.action
+    if order.names_gone:
+        may_be = not order.visitor_ids and action in _MAY_NAME_VISITORS
+        return None if may_be else f"{action} has no names that could be gone"
     if action in _NAMES_VISITORS and not order.visitor_ids:
         return f"{action} needs visitor_ids"
     if order.visitor_ids and action not in _MAY_NAME_VISITORS:

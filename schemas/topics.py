@@ -28,6 +28,7 @@ SWEEP_MARGIN_MS = 60_000
 """Room for the broker's check interval and file delete delay (both seconds in our settings)."""
 
 MESSAGE_BYTES_MAX = 65_536
+_DEAD_LETTER_SUM_MS = 7 * DAY_MS - 4 * HOUR_MS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,8 @@ class Topic:
             long as it lives (ADR 0014): `age_max_ms` bounds the keys as it bounds the values.
         age_max_ms: no record's bytes are older on disk; `retention_ms` leaves room below it.
         kinds: kinds of personal data carried; empty = none.
+        personal_age_max_ms: where what is personal goes before the record: a copy without it takes
+            its place under the same key, and compaction destroys the first one.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Topic:
     age_max_ms: int = 72 * HOUR_MS
     segment_ms: int = 6 * HOUR_MS
     kinds: tuple[DataKind, ...] = ()
+    personal_age_max_ms: int | None = None
     partitions: int = VISITOR_PARTITIONS
     cleanup: str = "delete"
     version: int = 1
@@ -82,12 +86,24 @@ class Topic:
             key=self.key,
             producers=self.consumers,
             consumers=(),
-            age_max_ms=self.age_max_ms,
+            age_max_ms=self._dead_letter_age_max_ms,
             segment_ms=self.segment_ms,
             kinds=self.kinds,
             partitions=1,
             is_dead_letter=True,
         )
+
+    @property
+    def _dead_letter_age_max_ms(self) -> int:
+        if self.personal_age_max_ms is None:
+            return self.age_max_ms
+        # what is personal may have lived on the topic for as long as it could
+        return _DEAD_LETTER_SUM_MS - self.personal_age_max_ms
+
+    @property
+    def personal_limit_ms(self) -> int:
+        """How old what is personal in a record can get."""
+        return self.personal_age_max_ms or self.age_max_ms
 
     def key_of(self, event: WireModel) -> str:
         """Return the record key of an event: the text of its key field."""
@@ -207,13 +223,16 @@ CALL_END = Topic(
 )
 RETENTION_ORDER = Topic(
     name="retention-order",
-    description="Orders to drop what is due; opaque ids only, so that they may live 30 days.",
+    description="Orders to drop, erase, hold, restrict; visitors' ids go days before they do.",
     model=retention.RetentionOrderV1,
     key="order_id",
     producers=("retention",),
     consumers=("ad_ledger", "call_control", "consent"),
     age_max_ms=30 * DAY_MS,
-    segment_ms=DAY_MS,
+    segment_ms=6 * HOUR_MS,
+    cleanup="compact,delete",
+    kinds=(DataKind.AD_USE,),
+    personal_age_max_ms=6 * DAY_MS,
     partitions=1,
 )
 RETENTION_RECEIPT = Topic(

@@ -128,7 +128,8 @@ def age_max(topic: Topic) -> timedelta | None:
     """
     if not topic.personal:
         return None
-    return timedelta(milliseconds=AGE_MAX_MS - topic.age_max_ms - topic.dead_letter.age_max_ms)
+    lived_ms = topic.personal_limit_ms + topic.dead_letter.age_max_ms
+    return timedelta(milliseconds=AGE_MAX_MS - lived_ms)
 
 
 def happened_at(record: Record) -> datetime | None:

@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--servers-only", action="store_true")
             command.add_argument("--kafka-nodes", type=int, choices=NODE_COUNTS, default=1)
             command.add_argument("--kafka-tls", action="store_true")
+            command.add_argument("--standby", action="store_true")
         if name == "rotate":
             command.add_argument("what", choices=[*SERVICES, *KEY_KINDS])
         if name == "retire":
@@ -72,6 +73,7 @@ def carry_out(arguments: argparse.Namespace) -> int:
                 simulation=arguments.simulation,
                 kafka_nodes=arguments.kafka_nodes,
                 kafka_tls=arguments.kafka_tls,
+                standby=arguments.standby,
                 patient=arguments.patient,
                 servers_only=arguments.servers_only,
                 disposable=arguments.disposable,
@@ -89,7 +91,7 @@ def _logs(arguments: argparse.Namespace, console: Console) -> int:
 
 def _passed_on(arguments: argparse.Namespace) -> list[str]:
     """Return what `up` hands on to the `run` that it starts."""
-    switches = ("simulation", "servers_only", "kafka_tls")
+    switches = ("simulation", "servers_only", "kafka_tls", "standby")
     given = [f"--{name.replace('_', '-')}" for name in switches if getattr(arguments, name)]
     return [*given, f"--kafka-nodes={arguments.kafka_nodes}"]
 

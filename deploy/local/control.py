@@ -308,6 +308,7 @@ class RunOptions:
     """How `run` behaves.
 
     Attributes:
+        standby: a second process of each service with a database waits to take its place.
         patient: stay up although a service does not get ready.
         servers_only: no services.
         disposable: at the end kill everything and remove the folder (tests).
@@ -317,6 +318,7 @@ class RunOptions:
     simulation: bool = False
     kafka_nodes: int = 1
     kafka_tls: bool = False
+    standby: bool = False
     patient: bool = False
     servers_only: bool = False
     disposable: bool = False
@@ -343,6 +345,7 @@ async def _run(folder: Path, options: RunOptions) -> int:
         simulation=options.simulation,
         kafka_nodes=options.kafka_nodes,
         kafka_tls=options.kafka_tls,
+        standby=options.standby,
         progress=lambda what: print(what, flush=True),
     )
     starting = asyncio.create_task(stack.start(patient=options.patient))

@@ -17,6 +17,8 @@ from deploy.local.layout import write_private_text
 from deploy.provision import ServiceDatabase
 from services.chassis.declaration import Declaration
 
+HASHING = ("ad_ledger", "call_control")
+"""Services whose staff look for numbers or addresses."""
 KEYS_OF = {
     "ad_ledger": ("view_ticket_keys",),
     "gateway": ("view_ticket_keys", "visit_cookie_keys"),
@@ -60,6 +62,7 @@ class Surroundings:
         ports: by name, see `port_names`.
         secrets: see `Layout.secrets`.
         secrets_folder: has a folder of files for each service; None = secrets go by environment.
+        hash_keys_folder: has a folder for each service that hashes (services/privacy).
         overrides: further settings by full name, e.g. `AD_LEDGER_LOG_LEVEL`; they win.
         source: folder whose packages the services are.
     """
@@ -76,6 +79,7 @@ class Surroundings:
     overrides: Mapping[str, str]
     source: Path
     secrets_folder: Path | None = None
+    hash_keys_folder: Path | None = None
 
     def of(self, declared: Declaration) -> dict[str, str]:
         """Return the environment for serving; it holds no right to change tables."""
@@ -94,6 +98,8 @@ class Surroundings:
             settings |= self.secrets_of(declared)
         else:
             settings["SECRETS_FOLDER"] = str(self.secrets_folder / declared.name)
+        if self.hash_keys_folder is not None and declared.name in HASHING:
+            settings["HASH_KEYS_FOLDER"] = str(self.hash_keys_folder / declared.name)
         settings |= self._own(declared.name)
         return self._with_prefix(declared, settings)
 
@@ -116,6 +122,8 @@ class Surroundings:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             for name, text in self.secrets_of(declared).items():
                 write_private_text(folder / f"{declared.env_prefix}{name}".lower(), text)
+            if self.hash_keys_folder is not None and declared.name in HASHING:
+                (self.hash_keys_folder / declared.name).mkdir(0o700, parents=True, exist_ok=True)
 
     def of_migration(self, declared: Declaration) -> dict[str, str]:
         """Return the environment for `python -m services.<name> migrate`."""

@@ -60,8 +60,8 @@ SETTINGS = {
     "offsets.topic.num.partitions": "6",
     "group.initial.rebalance.delay.ms": "0",
     # after a crash the controller takes the broker back only when its old session has ended
-    "broker.session.timeout.ms": "3000",
-    "broker.heartbeat.interval.ms": "500",
+    "broker.session.timeout.ms": "2000",
+    "broker.heartbeat.interval.ms": "250",
     "num.network.threads": "2",
     "num.io.threads": "4",
     # provable deletion: these four bound how long bytes outlive their rule (hot-path.md 4a)

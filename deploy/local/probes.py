@@ -8,8 +8,10 @@ import asyncpg
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
+from services.chassis.health import STANDING_BY
 from services.chassis.kafka import KafkaLogin
 
+HTTP_OK = 200
 PROBE_TIMEOUT_S = 3.0
 
 
@@ -47,8 +49,9 @@ async def metric(port: int, line: str) -> float | None:
 
 
 async def is_service_ready(admin_port: int) -> bool:
-    """Whether a service says so itself."""
-    return await http_status(admin_port, "/readyz") == 200  # noqa: PLR2004 - HTTP
+    """Whether a service says so itself; one that stands by is as ready as it can be."""
+    answer = await http_get(admin_port, "/readyz")
+    return answer is not None and (answer[0] == HTTP_OK or answer[1].endswith(STANDING_BY))
 
 
 async def is_postgres_ready(dsn: str) -> bool:

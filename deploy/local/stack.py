@@ -68,6 +68,7 @@ class LocalStack:
         services: names of the services to run; None = all, empty = servers only.
         kafka_nodes: one or three.
         kafka_tls: whether Kafka's clients and nodes speak TLS.
+        standby: whether a second process of each service with a database waits to take its place.
         simulation: marks the stack as a simulation: instants in the future are accepted.
         ports: chosen ports by name (`deploy.local.environment.port_names`); others are free ones.
         overrides: further settings by full name, e.g. `{"AD_LEDGER_LOG_LEVEL": "DEBUG"}`.
@@ -84,6 +85,7 @@ class LocalStack:
         services: Sequence[str] | None = None,
         kafka_nodes: int = 1,
         kafka_tls: bool = False,
+        standby: bool = False,
         simulation: bool = False,
         ports: Mapping[str, int] | None = None,
         overrides: Mapping[str, str] | None = None,
@@ -99,6 +101,7 @@ class LocalStack:
         self.layout = Layout(folder)
         self._kafka_names = node_names(kafka_nodes)
         self._kafka_tls = kafka_tls
+        self._standby = standby
         self._chosen_ports = dict(ports or {})
         self._overrides = dict(overrides or {})
         self._package = package
@@ -147,6 +150,7 @@ class LocalStack:
             await self._start_servers()
             await self._start_services()
             await self._wait_until_ready(patient=patient)
+            await self._start_standbys()
         except BaseException as error:
             self._error = str(error) or type(error).__name__
             await asyncio.shield(asyncio.ensure_future(self.stop_all(phase="failed")))
@@ -232,6 +236,7 @@ class LocalStack:
             overrides={**os.environ, **self._overrides},
             source=self._source,
             secrets_folder=self.layout.folder / "secrets",
+            hash_keys_folder=self.layout.folder / "hash_keys",
         )
         self._surroundings.write_secrets()
 
@@ -262,6 +267,12 @@ class LocalStack:
         if self.declarations:
             self._progress("starting services")
         await _all(*(self._start_service(declared) for declared in self.declarations))
+
+    async def _start_standbys(self) -> None:
+        if self._standby:
+            self._progress("starting standbys")
+            names = [declared.name for declared in self.declarations if declared.database]
+            await _all(*(self.add_standby(name) for name in names))
 
     def _service(
         self, declared: Declaration, environment: Mapping[str, str], *arguments: str
@@ -295,17 +306,32 @@ class LocalStack:
         Returns:
             The process's name: `<service>-<instance>`.
         """
+        own = {"ADMIN_PORT": "admin", "HTTP_PORT": "http", "SIP_PORT": "sip"}
+        return await self._add_process(name, instance, own, {"INSTANCE": instance})
+
+    async def add_standby(self, name: str) -> str:
+        """Run a process that waits to take a service's place; waiting when this returns.
+
+        Whichever of the two ends is started again and waits in its turn.
+
+        Returns:
+            The process's name: `<service>-standby`.
+        """
+        # all other ports are the place's: who takes it opens them
+        return await self._add_process(name, "standby", {"ADMIN_PORT": "admin"}, {})
+
+    async def _add_process(
+        self, name: str, suffix: str, own: Mapping[str, str], changes: Mapping[str, str]
+    ) -> str:
         assert self._surroundings is not None, "the stack is not started"
         declared = next(found for found in self.declarations if found.name == name)
-        process = f"{name}-{instance}"
-        own = {"ADMIN_PORT": "admin", "HTTP_PORT": "http", "SIP_PORT": "sip"}
+        process = f"{name}-{suffix}"
         names = [f"{process}_{kind}" for kind in own.values()]
         free = choose_ports(names, {}, {}, seed=process, taken=set(self._ports.values()))
         self._ports |= free
         settings = {key: str(free[f"{process}_{kind}"]) for key, kind in own.items()}
         environment = self._surroundings.of(declared) | {
-            f"{declared.env_prefix}{key}": value
-            for key, value in {**settings, "INSTANCE": instance}.items()
+            f"{declared.env_prefix}{key}": value for key, value in {**settings, **changes}.items()
         }
         specification = replace(
             self._service(declared, environment),

@@ -1,10 +1,11 @@
-"""`python -m services.ad_ledger [migrate]`."""
+"""`python -m services.ad_ledger [migrate | find]`."""
 
 import sys
 
 from services.ad_ledger.app import build
 from services.ad_ledger.declaration import DECLARATION
+from services.ad_ledger.find import find
 from services.ad_ledger.settings import Settings
 from services.chassis.service import main
 
-sys.exit(main(DECLARATION, build, Settings))
+sys.exit(main(DECLARATION, build, Settings, {"find": find}))

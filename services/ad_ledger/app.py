@@ -15,6 +15,7 @@ from services.chassis.clock import sleep
 from services.chassis.db import DayTable
 from services.chassis.service import Service
 from services.privacy.declare import by_day
+from services.privacy.erased import unless_erased
 from services.privacy.executor import Executor, Hooks
 from services.privacy.waiting import retry_waiting_orders
 
@@ -46,12 +47,13 @@ def build(settings: Settings | None = None) -> Service[Store]:
     )
     service.consume(
         {
-            topics.AD_VIEW: handlers.on_ad_views,
-            topics.CREDIT_REQUEST: handlers.on_credit_requests,
-            topics.CALL_START: handlers.on_call_starts,
-            topics.CALL_END: handlers.on_call_ends,
+            topics.AD_VIEW: unless_erased(handlers.on_ad_views),
+            topics.CREDIT_REQUEST: unless_erased(handlers.on_credit_requests),
+            topics.CALL_START: unless_erased(handlers.on_call_starts),
+            topics.CALL_END: unless_erased(handlers.on_call_ends),
             topics.RETENTION_ORDER: executor.on_orders,
-        }
+        },
+        first=topics.RETENTION_ORDER,
     )
     retry_waiting_orders(service, executor)
     service.serve(build_http(service))

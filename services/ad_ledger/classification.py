@@ -1,7 +1,7 @@
 """What every column of the ledger is (D5), and which tables age by which rule."""
 
 from schemas.retention import DataKind
-from services.privacy import access_log
+from services.privacy import access_log, erased
 from services.privacy.declare import (
     Classification,
     PeriodStart,
@@ -48,6 +48,7 @@ TABLES: tuple[Table, ...] = (
         via=Via(table="ad_view", columns={"address_day": "view_day", "ticket_id": "ticket_id"}),
     ),
     access_log.TABLE,
+    erased.TABLE,
 )
 
 CLASSIFICATION: Classification = {

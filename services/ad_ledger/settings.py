@@ -1,5 +1,7 @@
 """Settings of the ledger (`AD_LEDGER_…`)."""
 
+from pathlib import Path
+
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
@@ -15,3 +17,5 @@ class Settings(ServiceSettings):
     """JSON `{"<key id>": "<64 hex digits>"}`; all verify."""
     expiry_interval_s: float = Field(default=5.0, gt=0)
     """How often lots past their life and reservations past their lease are ended."""
+    hash_keys_folder: Path | None = None
+    """Of the keys under which the access log hashes whom staff looked for; mode 0700."""

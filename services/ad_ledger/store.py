@@ -279,6 +279,18 @@ class Store:
         """Take the transaction's connection."""
         self._db = connection
 
+    async def visitors_of_address(self, address: str) -> list[UUID]:
+        """Return who watched an ad from an address."""
+        rows = await self._db.fetch(
+            """
+            SELECT DISTINCT v.visitor_id FROM ad_view_address a
+            JOIN ad_view v ON v.view_day = a.address_day AND v.ticket_id = a.ticket_id
+            WHERE a.address = $1::text::inet
+            """,
+            address,
+        )
+        return [row["visitor_id"] for row in rows]
+
     # ------------------------------------------------------------------ tariffs, views
 
     async def tariffs(self) -> tuple[Tariff, ...]:

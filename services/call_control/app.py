@@ -19,6 +19,7 @@ from services.chassis.clock import SystemClock
 from services.chassis.db import DayTable
 from services.chassis.service import Service
 from services.privacy.declare import by_day
+from services.privacy.erased import unless_erased
 from services.privacy.executor import Executor, Hooks
 from services.privacy.waiting import retry_waiting_orders
 
@@ -56,11 +57,12 @@ def build(settings: Settings | None = None, carrier: CallBackend | None = None) 
     )
     service.consume(
         {
-            topics.CALL_REQUEST: handlers.on_call_requests,
-            topics.CREDIT_DECISION: handlers.on_credit_decisions,
-            topics.CALL_COMMAND: handlers.on_call_commands,
+            topics.CALL_REQUEST: unless_erased(handlers.on_call_requests),
+            topics.CREDIT_DECISION: unless_erased(handlers.on_credit_decisions),
+            topics.CALL_COMMAND: unless_erased(handlers.on_call_commands),
             topics.RETENTION_ORDER: executor.on_orders,
-        }
+        },
+        first=topics.RETENTION_ORDER,
     )
     retry_waiting_orders(service, executor)
     service.serve(build_http(service))

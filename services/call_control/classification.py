@@ -1,7 +1,7 @@
 """What every column of call control is (D5), and which tables age by which rule."""
 
 from schemas.retention import DataKind
-from services.privacy import access_log
+from services.privacy import access_log, erased
 from services.privacy.declare import (
     Classification,
     PeriodStart,
@@ -29,6 +29,7 @@ TABLES: tuple[Table, ...] = (
         via=Via(table="call", columns={"address_day": "call_day", "call_id": "call_id"}),
     ),
     access_log.TABLE,
+    erased.TABLE,
 )
 
 CLASSIFICATION: Classification = {

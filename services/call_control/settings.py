@@ -1,5 +1,7 @@
 """Settings of call control (`CALL_CONTROL_…`)."""
 
+from pathlib import Path
+
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
@@ -41,3 +43,5 @@ class Settings(ServiceSettings):
     """A process silent for so long has lost its calls to its peers, and must have ended itself."""
     drain_s: float = Field(default=2.0, ge=0)
     """How long calls may go on after SIGTERM before they are ended."""
+    hash_keys_folder: Path | None = None
+    """Of the keys under which the access log hashes whom staff looked for; mode 0700."""

@@ -223,6 +223,25 @@ class Store:
         rows = await self._db.fetch(_CALLS, [day_of(i) for i in ordered], ordered)
         return {row["call_id"]: _call(row) for row in rows}
 
+    async def visitors_of_number(self, number: str) -> list[UUID]:
+        """Return who asked to be called back at a number (E.164)."""
+        rows = await self._db.fetch(
+            "SELECT DISTINCT visitor_id FROM call WHERE callback_number = $1", number
+        )
+        return [row["visitor_id"] for row in rows]
+
+    async def visitors_of_address(self, address: str) -> list[UUID]:
+        """Return who asked for a call from an address."""
+        rows = await self._db.fetch(
+            """
+            SELECT DISTINCT c.visitor_id FROM call_address a
+            JOIN call c ON c.call_day = a.address_day AND c.call_id = a.call_id
+            WHERE a.address = $1::text::inet
+            """,
+            address,
+        )
+        return [row["visitor_id"] for row in rows]
+
     async def read_call(self, call_id: UUID) -> Call | None:
         """Return one call for reading only: nobody waits for a reader."""
         row = await self._db.fetchrow(

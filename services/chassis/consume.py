@@ -13,7 +13,7 @@ import functools
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
-from aiokafka import ConsumerRebalanceListener, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka import errors as kafka_errors
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from faststream import AckPolicy
@@ -40,6 +40,7 @@ _COMMIT_EVERY_S = 5.0
 _COMMIT_TIMEOUT_S = 2.0
 _KAFKA_ANSWER_S = 20.0
 _HALT_POLL_S = 0.02
+_CATCH_UP_POLL_MS = 200
 
 _SEED = """
 INSERT INTO consumer_offset (topic, part, next_offset)
@@ -151,6 +152,42 @@ class Consumer:
     async def start(self) -> None:
         """Join the group and begin to read."""
         await self._broker.start()
+
+    async def catch_up(self, topic: Topic) -> None:
+        """Work off what a topic holds by now, all partitions, before this process joins the group.
+
+        By the same transactions and fences as any poll: another process may do so too.
+        """
+        name = self._settings.kafka_prefix + topic.name
+        partitions = {TopicPartition(name, number) for number in range(topic.partitions)}
+        consumer = AIOKafkaConsumer(
+            **self._settings.kafka.options(), group_id=None, auto_offset_reset="earliest"
+        )
+        try:
+            await consumer.start()
+            consumer.assign(list(partitions))
+            offsets = await self._patiently(lambda: self._read_offsets(partitions))
+            ends = await self._bounds(consumer.end_offsets, partitions)
+            starts = await self._bounds(consumer.beginning_offsets, partitions)
+            for tp in partitions:
+                consumer.seek(tp, max(offsets[tp], starts[tp]))
+            n_done = 0
+            while any([await consumer.position(tp) < ends[tp] for tp in partitions]):
+                n_done += await self._apply_polled(consumer)
+        finally:
+            await consumer.stop()
+        self._positions.clear()
+        if n_done:
+            logs.get().info("caught up", topic=topic.name, n=n_done)
+
+    async def _apply_polled(self, consumer: Any) -> int:
+        polled = await consumer.getmany(
+            timeout_ms=_CATCH_UP_POLL_MS, max_records=self._settings.batch_records_max
+        )
+        items = [self._decode(record) for records in polled.values() for record in records]
+        if items:
+            await self._apply(items)
+        return len(items)
 
     async def stop(self) -> None:
         """Finish the poll under way, tell Kafka the offsets, leave; bounded."""

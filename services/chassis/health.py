@@ -18,6 +18,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 BODY_TIMEOUT_S = 10
 HEAD_TIMEOUT_S = 10
 CONNECTIONS_MAX = 2000
+STANDING_BY = "standing by"
+"""What `/readyz` says where another process of the same instance works (`standby.py`)."""
 
 
 class HttpServer:

@@ -59,6 +59,7 @@ class ChassisMetrics:
             "retries", "Tries again after a transient error.", ["place"],
             namespace=service, registry=registry,
         )  # fmt: skip
+        self.standing_by = _standing_by(service, registry)
         self.secret_reloads = _secret_reloads(service, registry)
         # Moves when the fence left records out: redelivery or a zombie. Harmless, but look why.
         self.fenced = Counter(
@@ -71,5 +72,13 @@ def _secret_reloads(service: str, registry: CollectorRegistry) -> Counter:
     # Moves when a key's file was replaced. Odd: outcome refused; the old key is still in force.
     return Counter(
         "secret_reloads", "Secrets replaced while running.", ["secret", "outcome"],
+        namespace=service, registry=registry,
+    )  # fmt: skip
+
+
+def _standing_by(service: str, registry: CollectorRegistry) -> Gauge:
+    # 1 while another process of this instance works. Odd: on every process of an instance.
+    return Gauge(
+        "standing_by", "Whether this process waits for another one's place.",
         namespace=service, registry=registry,
     )  # fmt: skip

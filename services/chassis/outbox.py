@@ -30,6 +30,7 @@ RECORD_BYTES_ADDED = 128
 """What Kafka's record format adds to key, headers and value, and room to spare."""
 _RELAY_LOCK = 7_411_002
 _IDLE_POLL_S = 0.2
+_TAKE_OVER_POLL_S = 0.25
 _BUSY_POLL_S = 0.005
 _BACK_OFF_MAX_S = 5.0
 _SESSION_IDLE_MAX_S = 120.0
@@ -243,7 +244,9 @@ class Relay:
 
     async def _take_over(self, connection: asyncpg.Connection[Any]) -> None:
         while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _RELAY_LOCK):
-            await asyncio.sleep(1.0)  # another process of the service relays; stand by
+            await asyncio.sleep(
+                _TAKE_OVER_POLL_S
+            )  # another process of the service relays; stand by
         if await connection.fetchval(_CURSOR_AHEAD):
             raise errors.Fatal(
                 "outbox_cursor is ahead of the server's transactions: the database came from "

@@ -1,7 +1,8 @@
 """A service as a process: start in order, watch, stop in order, exit with the right status.
 
-Start: settings, log, database (refused when behind), partitions, producer, relay, HTTP, tasks,
-consumer. Stop is the reverse; what was taken is finished, what was not stays on Kafka.
+Start: settings, log, database (refused when behind), partitions, producer, then the place of the
+instance (a second process stands by here), relay, HTTP, tasks, consumer. Stop is the reverse; what
+was taken is finished, what was not stays on Kafka.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from services.chassis.outbox import Outbox, Relay
 from services.chassis.produce import KafkaSink
 from services.chassis.secret import Secret
 from services.chassis.settings import ServiceSettings
+from services.chassis.standby import Place
 
 S = TypeVar("S")
 Task = Callable[[], Awaitable[None]]
@@ -90,6 +92,7 @@ class Service(Generic[S]):
         self._pool: asyncpg.Pool[Any] | None = None
         self._relay: Relay | None = None
         self._consumer: Consumer | None = None
+        self._place: Place | None = None
         self._tasks: dict[str, Task] = {}
         self._running: list[asyncio.Task[None]] = []
         self._serving: list[asyncio.Task[None]] = []
@@ -101,13 +104,20 @@ class Service(Generic[S]):
         self._before_stop: list[Task] = []
         self._ready_checks: list[Callable[[], str | None]] = []
         self._routes: dict[Topic, Handler] = {}
+        self._first: Topic | None = None
         self._on_secret: list[tuple[str, Secret, Callable[[str], None]]] = []
 
     # ------------------------------------------------------------------ what app.py adds
 
-    def consume(self, routes: dict[Topic, Handler]) -> None:
-        """Read these topics; the order of the dict is the order inside a poll's transaction."""
+    def consume(self, routes: dict[Topic, Handler], *, first: Topic | None = None) -> None:
+        """Read these topics; the order of the dict is the order inside a poll's transaction.
+
+        Args:
+            first: what this one holds at the start is worked off before anything else is read,
+                sent or served: a database that was restored is not as it was left.
+        """
         self._routes = routes
+        self._first = first
 
     def serve(self, app: Any) -> None:
         """Serve this ASGI app on the HTTP port."""
@@ -198,6 +208,8 @@ class Service(Generic[S]):
             await self._open_database()
         await self._patiently("kafka", self.sink.start)
         if self._store is not None:
+            await self._take_place()
+            await self._do_first()
             self._relay = Relay(
                 self.settings.secret("database_url"), self.sink, self.metrics, self.clock
             )
@@ -210,16 +222,7 @@ class Service(Generic[S]):
             self._spawn(name, run)
         if self._on_secret:
             self._spawn("secrets", self._watch_secrets)
-        if self._routes:
-            self._consumer = Consumer(
-                service=self.declaration.name,
-                settings=self.settings,
-                routes=self._routes,
-                transaction=self.transaction,
-                metrics=self.metrics,
-                clock=self.clock,
-                fail=self.fail,
-            )
+        if self._consumer is not None:
             await self._patiently("kafka", self._consumer.start)
             self._spawn("liveness", self._watch_consumer)
         self._ready = True
@@ -255,6 +258,8 @@ class Service(Generic[S]):
         if self._relay is not None:
             await self._relay.close()
         await self.sink.stop()
+        if self._place is not None:
+            await self._place.close()
         if self._pool is not None:
             self._pool.terminate()
         faulthandler.cancel_dump_traceback_later()
@@ -309,6 +314,30 @@ class Service(Generic[S]):
         async with self._pool.acquire() as connection:
             await db.check_migrated(connection, self.declaration.migration_folders)
         await self._maintain()
+
+    async def _take_place(self) -> None:
+        self._place = Place(self.settings.secret("database_url"), self.settings.instance)
+        self.metrics.standing_by.set_function(lambda: float(self._is_standing_by()))
+        await self._patiently("postgresql", self._place.take)
+        self._spawn("place", self._place.hold)
+
+    async def _do_first(self) -> None:
+        if self._routes:
+            self._consumer = Consumer(
+                service=self.declaration.name,
+                settings=self.settings,
+                routes=self._routes,
+                transaction=self.transaction,
+                metrics=self.metrics,
+                clock=self.clock,
+                fail=self.fail,
+            )
+        consumer, first = self._consumer, self._first
+        if consumer is not None and first is not None:
+            await self._patiently("kafka", lambda: consumer.catch_up(first))
+
+    def _is_standing_by(self) -> bool:
+        return self._place is not None and self._place.is_waited_for
 
     async def _connect_pool(self) -> None:
         self._pool = await db.create_pool(
@@ -420,7 +449,7 @@ class Service(Generic[S]):
 
     def _ready_problem(self) -> str | None:
         if not self._ready or self._stop.is_set():
-            return "not started"
+            return health.STANDING_BY if self._is_standing_by() else "not started"
         if self._consumer is not None and not self._consumer.assigned.is_set():
             return "no partitions assigned yet"
         return next((text for check in self._ready_checks if (text := check())), None)

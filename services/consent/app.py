@@ -12,6 +12,8 @@ from services.consent.declaration import DECLARATION
 from services.consent.http import build_http
 from services.consent.settings import Settings
 from services.consent.store import INVARIANTS, Store
+from services.privacy.declare import by_day
+from services.privacy.erased import unless_erased
 from services.privacy.executor import on_retention_orders
 
 _YEARS_EVERY_S = 3600.0
@@ -26,14 +28,15 @@ def build(settings: Settings | None = None) -> Service[Store]:
         settings=settings,
         registry=registry,
         store=Store,
-        day_tables=(DayTable("consent_subject"),),
+        day_tables=[DayTable(name) for name in by_day(TABLES)],
         invariants=INVARIANTS,
     )
     service.consume(
         {
-            topics.CONSENT: handlers.on_consents,
+            topics.CONSENT: unless_erased(handlers.on_consents),
             topics.RETENTION_ORDER: on_retention_orders(TABLES, simulation=settings.simulation),
-        }
+        },
+        first=topics.RETENTION_ORDER,
     )
     service.serve(build_http(service.transaction))
     service.task("years", lambda: _maintain_years(service))

@@ -1,7 +1,7 @@
 """What each column is (D5), and which tables age."""
 
 from schemas.retention import DataKind
-from services.privacy import access_log
+from services.privacy import access_log, erased
 from services.privacy.declare import (
     Classification,
     LegalBasis,
@@ -29,6 +29,7 @@ TABLES = (
         drop_function="consent_record_drop",
     ),
     access_log.TABLE,
+    erased.TABLE,
 )
 
 CLASSIFICATION: Classification = {

@@ -1,7 +1,7 @@
 """Classification of the tables that every service has: the chassis', the executor's, pogo's."""
 
 from schemas.retention import DataKind
-from services.privacy.declare import Classification, PeriodStart, personal, plain
+from services.privacy.declare import Classification, LegalBasis, PeriodStart, personal, plain
 
 SHARED: Classification = {
     "consumer_offset": plain("topic part next_offset"),
@@ -34,6 +34,12 @@ SHARED: Classification = {
             "row_key row_day visitor_id content", kind=DataKind.AD_USE, start=PeriodStart.EVENT
         ),
     },
+    "privacy_erased": personal(
+        "erased_day visitor_id erased_at",
+        kind=DataKind.AD_USE,
+        start=PeriodStart.EVENT,
+        basis=LegalBasis.LEGAL_OBLIGATION,
+    ),
     # Of the staff, and as a hash of whom it was about: a pseudonym until the day's key is gone.
     "access_log": personal(
         "accessed_on access_id step staff_id reason case_number kind subject subject_hash n_rows "

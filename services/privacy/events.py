@@ -77,11 +77,19 @@ EVENTS: Classification = {
     topics.CALL_END.name: _call(
         "call_id visitor_id ended_at reason talk_ms overrun_ms connected_at"
     ),
-    # `visitor_ids`: opaque by decision, so that an order may live 30 days (topics.py): random,
-    # in no place but the rows that the order is about, and in a cookie for six days at most
-    topics.RETENTION_ORDER.name: plain(
-        "order_id kind action before_day as_of other_kinds from_day protection_id visitor_ids"
-    ),
+    topics.RETENTION_ORDER.name: {
+        **plain(
+            "order_id kind action before_day as_of other_kinds from_day protection_id names_gone"
+        ),
+        # gone days before the order itself (schemas/retention.py)
+        **personal(
+            "visitor_ids",
+            kind=DataKind.AD_USE,
+            start=PeriodStart.EVENT,
+            purpose=Purpose.ACCOUNTABILITY,
+            basis=LegalBasis.LEGAL_OBLIGATION,
+        ),
+    },
     topics.RETENTION_RECEIPT.name: plain(
         "order_id service kind counts.table counts.n_partitions counts.n_rows counts.n_held "
         "counts.n_restricted done_at"

@@ -25,6 +25,7 @@ from services.chassis import db
 from services.chassis.context import Context
 from services.chassis.errors import Poison
 from services.chassis.received import Received
+from services.privacy import erased
 from services.privacy.declare import PartitionOf, Table
 
 AHEAD_MAX = timedelta(minutes=5)
@@ -132,7 +133,7 @@ class Executor:
             return "repeated"
         if await store.is_waiting(order.order_id):
             return "waiting"
-        counts = await self._carry_out(ctx, store, order)
+        counts = () if order.names_gone else await self._carry_out(ctx, store, order)
         if counts is None:
             await store.wait(order, ctx.now)
             return "later"
@@ -148,7 +149,12 @@ class Executor:
             case RetentionAction.DROP:
                 return await self._drop(ctx, store, order)
             case RetentionAction.ERASE:
-                return await self._take_rows(ctx, store, order)
+                counts = await self._take_rows(ctx, store, order)
+                if counts is not None and self._tables_of(order):
+                    await erased.Store(ctx.connection).remember(
+                        order.visitor_ids, erased_at=order.as_of, now=ctx.now
+                    )
+                return counts
             case RetentionAction.HOLD:
                 await _protect(ctx, store, order)
                 return await store.held(order)
@@ -169,11 +175,14 @@ class Executor:
             await store.restore_days(tables, ctx.now.date())
         return counts
 
+    def _tables_of(self, order: RetentionOrderV1) -> list[str]:
+        return [t.name for t in self._tables if t.kind in order.kinds and t.names_visitors]
+
     async def _take_rows(
         self, ctx: Context[Any], store: "_Store", order: RetentionOrderV1
     ) -> Counts | None:
         """Erase visitors' rows, or set them aside under their restriction."""
-        names = [t.name for t in self._tables if t.kind in order.kinds and t.names_visitors]
+        names = self._tables_of(order)
         if not names:
             return ()
         if await self._hooks.busy(ctx, order.visitor_ids):

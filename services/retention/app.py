@@ -14,6 +14,7 @@ from services.retention import domain, handlers, kafka, schedule
 from services.retention.declaration import DECLARATION
 from services.retention.http import build_http
 from services.retention.metrics import Metrics
+from services.retention.person_orders import PersonOrders
 from services.retention.settings import Settings
 from services.retention.store import INVARIANTS, Store
 from services.retention.sweep import issue
@@ -40,6 +41,7 @@ def build(settings: Settings | None = None) -> Service[Store]:
     service.serve(build_http(service.transaction))
     service.task("sweep", tasks.sweep_for_ever)
     service.task("orders", tasks.watch_orders_for_ever)
+    service.task("names", tasks.take_names_away_for_ever)
     service.task("topics", tasks.watch_topics_for_ever)
     return service
 
@@ -98,6 +100,18 @@ class Tasks:
         self._metrics.orders_overdue.set(len(overdue))
         if overdue:
             logs.get().error("orders overdue", n=len(overdue))
+
+    async def take_names_away_for_ever(self) -> None:
+        """Take names from orders that are done, or older than they may be."""
+        while True:
+            await self._unless_weather("names", self.take_names_away)
+            await sleep(self._settings.order_watch_interval_s)
+
+    async def take_names_away(self) -> None:
+        """Do so once."""
+        async with self._service.transaction() as ctx:
+            silence = timedelta(seconds=self._settings.order_overdue_after_s)
+            await PersonOrders(ctx, self._rules, silence).take_names_away()
 
     async def watch_topics_for_ever(self) -> None:
         """Export and keep the age of the oldest record of each partition (D1)."""

@@ -9,8 +9,20 @@ from services.privacy.declare import Classification, metrics, plain
 CLASSIFICATION: Classification = {
     "retention_sweep": plain("sweep_id as_of swept_at schedule_version"),
     "retention_order": plain(
-        "order_id kind requirement before_day attempt as_of issued_at overdue_at expected"
+        "order_id kind requirement before_day attempt as_of issued_at overdue_at expected action"
     ),
+    # Evidence: who of the staff asked, by a number that the personnel file resolves and nothing
+    # here does; whom it is about stands in no column of these.
+    "retention_person_order": plain(
+        "order_id kinds from_day protection_id case_number n_visitors staff_id"
+    ),
+    "retention_names_gone": plain("order_id gone_at"),
+    "retention_protection": plain(
+        "protection_id is_hold case_number ground kinds from_day before_day names_visitors "
+        "review_on"
+    ),
+    "retention_protection_step": plain("protection_id step staff_id done_at"),
+    "retention_protection_review": plain("protection_id staff_id review_on done_at"),
     "retention_sweep_order": plain("sweep_id order_id is_new"),
     "retention_receipt": plain("order_id service kind counts done_at received_at"),
     "retention_completion": plain("order_id completed_at"),

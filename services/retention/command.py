@@ -1,20 +1,18 @@
 """`python -m services.retention sweep` and `schedule`: what a person types."""
 
 import argparse
-import contextlib
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
 from schemas.retention import DataKind
-from services.chassis import db
 from services.chassis.clock import Clock, SystemClock, sleep
+from services.chassis.command import transaction
 from services.chassis.context import Context
 from services.chassis.errors import Transient
-from services.chassis.ids import TimeOrderedIds
-from services.chassis.outbox import Outbox
 from services.retention import domain, kafka, schedule, wire
 from services.retention.declaration import DECLARATION
 from services.retention.domain import KAFKA, Count, Receipt, Standing, Sweep
@@ -80,7 +78,7 @@ class Sweeper:
         """Take the service's settings and a clock."""
         self._settings = settings
         self._clock = clock
-        self._url = settings.database_url.get_secret_value()
+        self._url = settings.secret("database_url")
 
     async def run(self, request: Request) -> int:
         """Issue the orders, wait where asked to, print; return the exit status.
@@ -166,25 +164,8 @@ class Sweeper:
         assert found is not None
         return found
 
-    @contextlib.asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[Context[Store]]:
-        """Open a transaction as the service does, on a connection of its own."""
-        connection = await db.connect(self._url)
-        try:
-            async with connection.transaction():
-                now, ids = self._clock.now(), TimeOrderedIds()
-                ctx = Context(
-                    store=Store(connection),
-                    outbox=Outbox(DECLARATION.name, ids, now),
-                    now=now,
-                    ids=ids,
-                    connection=connection,
-                    service=DECLARATION.name,
-                )
-                yield ctx
-                await ctx.outbox.flush(connection)
-        finally:
-            await connection.close()
+    def _transaction(self) -> AbstractAsyncContextManager[Context[Store]]:
+        return transaction(self._url, DECLARATION.name, Store, self._clock)
 
 
 def _silent_of(standing: Standing) -> tuple[str, ...]:

@@ -13,9 +13,10 @@ KAFKA = "kafka"
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """Drop everything of a kind before a day. Natural key: (`kind`, `before_day`, `attempt`).
+    """What all services have to do. Natural key of a drop: (`kind`, `before_day`, `attempt`).
 
     Attributes:
+        action: drop, or one that is about persons or holds (`protections.py`).
         expected: who has to answer; the order is complete when all have (D3).
         attempt: 0, or the number of the repetition that a person asked for.
     """
@@ -29,6 +30,7 @@ class Order:
     issued_at: datetime
     overdue_at: datetime
     expected: tuple[str, ...]
+    action: str = "drop"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,11 +8,14 @@ from uuid import UUID
 import asyncpg
 
 from services.chassis import db
+from services.retention import protection_store
 from services.retention.domain import Count, Order, Receipt, Standing, Sweep
+from services.retention.protection_store import ProtectionStore
 
 _EVIDENCE_LOCK = 7_411_101
 
 INVARIANTS = {
+    **protection_store.INVARIANTS,
     # orders whose completion is written, but somebody expected has not answered
     "d3_complete_only_with_all_receipts": """
         SELECT count(*) FROM retention_completion c JOIN retention_order o USING (order_id)
@@ -63,6 +66,7 @@ class Store:
     def __init__(self, connection: db.Connection) -> None:
         """Take the transaction's connection."""
         self._connection = connection
+        self.protections = ProtectionStore(connection)
 
     async def lock(self) -> None:
         """Let one transaction at a time write evidence: sweeps and last receipts meet here.
@@ -96,7 +100,8 @@ class Store:
         """Return the latest order of a cut, if one was ever issued."""
         row = await self._connection.fetchrow(
             """
-            SELECT * FROM retention_order WHERE kind = $1 AND before_day = $2
+            SELECT * FROM retention_order
+            WHERE kind = $1 AND before_day = $2 AND action = 'drop'
             ORDER BY attempt DESC LIMIT 1
             """,
             kind,
@@ -109,8 +114,8 @@ class Store:
         await self._connection.execute(
             """
             INSERT INTO retention_order (order_id, kind, requirement, before_day, attempt, as_of,
-                                         issued_at, overdue_at, expected)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+                                         issued_at, overdue_at, expected, action)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
             """,
             order.order_id,
             order.kind,
@@ -121,6 +126,7 @@ class Store:
             order.issued_at,
             order.overdue_at,
             list(order.expected),
+            order.action,
         )
 
     async def link(self, sweep_id: UUID, order_id: UUID, *, is_new: bool) -> None:
@@ -245,6 +251,7 @@ def _order(row: asyncpg.Record) -> Order:
         issued_at=row["issued_at"],
         overdue_at=row["overdue_at"],
         expected=tuple(row["expected"]),
+        action=row["action"],
     )
 
 

@@ -241,12 +241,12 @@ def keep_shorter(contract: Contract) -> None:
     channel(contract, "call-end")["x-age-max-ms"] -= HOUR_MS
 
 
-def keep_orders_longer(contract: Contract) -> None:
-    channel(contract, "retention-order")["x-age-max-ms"] += HOUR_MS
+def keep_receipts_longer(contract: Contract) -> None:
+    channel(contract, "retention-receipt")["x-age-max-ms"] += HOUR_MS
 
 
-def personal_orders(contract: Contract) -> None:
-    channel(contract, "retention-order")["x-personal-data"] = ["ad_use"]
+def personal_receipts(contract: Contract) -> None:
+    channel(contract, "retention-receipt")["x-personal-data"] = ["ad_use"]
 
 
 def another_kind(contract: Contract) -> None:
@@ -299,10 +299,10 @@ def second_version(contract: Contract) -> None:
         pytest.param(keep_longer, "call-end", Kind.PERSONAL_AGE_LENGTHENED, True, id="kept-longer"),
         pytest.param(keep_shorter, "call-end", Kind.AGE_CHANGED, False, id="kept-shorter"),
         pytest.param(
-            keep_orders_longer, "retention-order", Kind.AGE_CHANGED, False, id="not-personal"
+            keep_receipts_longer, "retention-receipt", Kind.AGE_CHANGED, False, id="not-personal"
         ),
         pytest.param(
-            personal_orders, "retention-order", Kind.PERSONAL_NOW, True, id="personal-now"
+            personal_receipts, "retention-receipt", Kind.PERSONAL_NOW, True, id="personal-now"
         ),
         pytest.param(another_kind, "call-end", Kind.KIND_OF_DATA_ADDED, False, id="another-kind"),
         pytest.param(fewer_kinds, "ad-view", Kind.KIND_OF_DATA_REMOVED, False, id="fewer-kinds"),

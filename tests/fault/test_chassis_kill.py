@@ -13,8 +13,10 @@ from collections import Counter
 import pytest
 
 from schemas import topics
+from services.chassis.health import STANDING_BY
 from tests.support.counting import SERVICE, Counting, event, row_of, rows_of
-from tests.support.running import ready
+from tests.support.eventually import eventually
+from tests.support.running import get, ready
 
 pytestmark = [pytest.mark.fault, pytest.mark.integration, pytest.mark.timeout(150)]
 
@@ -141,3 +143,37 @@ async def test_a_zombie_that_wakes_up_between_polls_does_nothing(counting):
     await counting.has_seen(900)
     await asyncio.sleep(2)
     await counting.exactly_once(rows)
+
+
+async def test_a_standby_waits_takes_over_and_is_not_moved_by_a_lost_session(counting):
+    """Two processes of one instance: one reads; the other only when the first one is dead."""
+    first = counting.start()
+    await ready(counting.world, SERVICE)
+    port = counting.world.ports["consent"]
+    second = counting.start(CONSENT_ADMIN_PORT=str(port))
+    await eventually(lambda: says(port, STANDING_BY), within_s=30)
+    before = rows_of(20)
+    await counting.send(*before)
+    await counting.has_seen(20)
+
+    # the server ends all sessions, as a restart does: the place stays where it was
+    assert await counting.end_sessions() > 0
+    between = rows_of(20)
+    await counting.send(*between)
+    await counting.has_seen(40)
+    await asyncio.sleep(3)
+    assert first.poll() is None
+    assert await says(port, STANDING_BY)
+
+    first.kill()
+    await eventually(lambda: says(port, "ok"), within_s=10)
+    after = rows_of(20)
+    await counting.send(*after)
+    await counting.has_seen(60)
+    await counting.exactly_once([*before, *between, *after])
+    assert second.poll() is None
+
+
+async def says(port: int, text: str) -> bool:
+    answer = await get(f"http://127.0.0.1:{port}/readyz")
+    return answer is not None and answer.text == text

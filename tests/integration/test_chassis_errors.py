@@ -36,26 +36,13 @@ def counting(infra: Infrastructure) -> Iterator[Counting]:
     finish(made.world.close())
 
 
-async def end_sessions(counting: Counting) -> int:
-    """End all sessions of the service's role, as a fail-over does; return how many."""
-    connection = await asyncpg.connect(counting.world.infrastructure.postgres_admin_dsn)
-    try:
-        name = counting.world.databases["consent"].name
-        rows = await connection.fetch(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1", name
-        )
-    finally:
-        await connection.close()
-    return len(rows)
-
-
 async def test_sessions_killed_in_mid_flow_cost_nothing(counting):
     """Pool and relay: both come back by themselves; every event leaves, every effect is once."""
     rows = rows_of(200)
     async with counting.running() as run:
         for start in range(0, 200, 50):
             await counting.send(*rows[start : start + 50])
-            assert await end_sessions(counting) > 0
+            assert await counting.end_sessions() > 0
         await counting.has_seen(200)
         sent = await counting.records(topics.CONSENT_STATE, 200)
         assert (

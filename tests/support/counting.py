@@ -252,6 +252,18 @@ class Counting:
         self.world.processes.append(process)
         return process
 
+    async def end_sessions(self) -> int:
+        """End all sessions of the service's role, as a fail-over does; return how many."""
+        connection = await asyncpg.connect(self.world.infrastructure.postgres_admin_dsn)
+        try:
+            rows = await connection.fetch(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1",
+                self.world.databases[SERVICE].name,
+            )
+        finally:
+            await connection.close()
+        return len(rows)
+
     @property
     def log_path(self) -> Path:
         """Where its processes write."""

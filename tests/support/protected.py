@@ -27,7 +27,7 @@ from services.call_control import store as call_store
 from services.chassis import db
 from services.consent import classification as consent_tables
 from services.consent import store as consent_store
-from services.privacy import access_log
+from services.privacy import access_log, erased
 from services.privacy.declare import Table, by_day
 from services.privacy.executor import Executor, Hooks
 from tests.support.bench import IDS, Bench, open_bench, received
@@ -165,7 +165,7 @@ class Side:
                 )
             ]
             for table in self.tables
-            if table is not access_log.TABLE
+            if table not in (access_log.TABLE, erased.TABLE)
         }
 
     async def kept(self) -> dict[str, list[str]]:

@@ -27,6 +27,7 @@ from tests.support.stack import World
 
 WORLD_SERVICES = ("consent",)
 IDS = TimeOrderedIds()
+NOBODY_ERASED = TableCount(table="privacy_erased", n_partitions=0, n_rows=0)
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ async def test_days_before_the_cut_go_and_the_receipt_counts_them(bench: Bench[S
         order_id=issued.order_id,
         service="consent",
         kind=DataKind.AD_USE,
-        counts=(TableCount(table="consent_subject", n_partitions=2, n_rows=5),),
+        counts=(TableCount(table="consent_subject", n_partitions=2, n_rows=5), NOBODY_ERASED),
         done_at=bench.now,
     )
 
@@ -124,7 +125,8 @@ async def test_a_kind_that_the_service_does_not_hold_is_answered_too(bench: Benc
 async def test_an_order_with_nothing_due_is_answered_with_zeros(bench: Bench[Store]) -> None:
     """D3."""
     (receipt,) = await carry_out(bench, order(bench, date(2026, 1, 1)))
-    assert receipt.counts == (TableCount(table="consent_subject", n_partitions=0, n_rows=0),)
+    nothing = TableCount(table="consent_subject", n_partitions=0, n_rows=0)
+    assert receipt.counts == (nothing, NOBODY_ERASED)
 
 
 async def test_an_order_from_the_future_is_poison_outside_a_simulation(bench: Bench[Store]) -> None:
@@ -168,7 +170,10 @@ async def test_a_service_settles_in_the_same_transaction_before_rows_go(
     issued = order(bench, day + timedelta(days=1))
     await carry_out(bench, issued, before_drop=settle)
     await carry_out(bench, issued, before_drop=settle)
-    assert seen == [(issued.order_id, "consent_subject", 2)]
+    assert seen == [
+        (issued.order_id, "consent_subject", 2),
+        (issued.order_id, "privacy_erased", 2),
+    ]
 
 
 async def test_a_failure_leaves_neither_deed_nor_receipt(bench: Bench[Store]) -> None:

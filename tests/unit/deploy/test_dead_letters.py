@@ -243,7 +243,7 @@ def test_age_counts_through_a_replay(topic) -> None:
         assert limit is None
         return
     assert limit is not None
-    lives_ms = topic.age_max_ms + topic.dead_letter.age_max_ms
+    lives_ms = topic.personal_limit_ms + topic.dead_letter.age_max_ms
     assert limit / timedelta(milliseconds=1) + lives_ms == 7 * DAY_MS
 
 
@@ -267,12 +267,12 @@ def test_an_event_that_would_outlive_its_rule_is_not_sent(age, is_sent) -> None:
 
 @pytest.mark.parametrize("time", [b"yesterday", b"2026-11-22T10:00:00", b"\xff", None])
 def test_an_event_of_unknown_age_is_not_sent(time) -> None:
-    """No instant, no leave; an order without personal data may go."""
+    """No instant, no leave; a receipt has no personal data and may go."""
     headers = [*ENVELOPE[:3], ("ce_time", time)]
     with pytest.raises(NotReplayableError, match="how old"):
         resend(a_letter(headers=headers), None, NOW)
-    order = a_letter(topic=topics.RETENTION_ORDER, headers=headers)
-    assert resend(order, None, NOW).headers == headers
+    receipt = a_letter(topic=topics.RETENTION_RECEIPT, headers=headers)
+    assert resend(receipt, None, NOW).headers == headers
 
 
 def test_a_clock_ahead_makes_no_letter_younger() -> None:

@@ -77,7 +77,9 @@ def test_what_its_headers_and_key_say_is_as_personal_as_the_event(topic: Topic):
     assert topic.key in events.fields(topic)
     assert kinds(events.headers(topic)) <= set(topic.kinds)
     assert events.headers(topic)["ce_subject"] == events.fields(topic)[topic.key]
-    assert bool(kinds(events.headers(topic))) == topic.personal
+    is_personal = events.fields(topic)[topic.key].personal
+    assert bool(kinds(events.headers(topic))) == is_personal
+    assert is_personal == (topic.key == "visitor_id")
 
 
 @EACH

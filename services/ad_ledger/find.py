@@ -1,0 +1,37 @@
+"""`python -m services.ad_ledger find`."""
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from uuid import UUID
+
+from schemas.retention import DataKind
+from services.ad_ledger.declaration import DECLARATION
+from services.ad_ledger.settings import Settings
+from services.ad_ledger.store import Store
+from services.chassis import command
+from services.chassis.context import Context
+from services.privacy.find import find as find_visitors
+from services.privacy.keyed_hash import Subject
+
+
+async def find(arguments: Sequence[str]) -> int:
+    """Print the ids of visitors; see `services/privacy/find.py`."""
+    settings = Settings.load()
+
+    def transaction() -> AbstractAsyncContextManager[Context[Store]]:
+        return command.transaction(settings.secret("database_url"), DECLARATION.name, Store)
+
+    return await find_visitors(
+        arguments,
+        service=DECLARATION.name,
+        looks=LOOKS,
+        keys_folder=settings.hash_keys_folder,
+        transaction=transaction,
+    )
+
+
+async def _of_address(ctx: Context[Store], address: str) -> list[UUID]:
+    return await ctx.store.visitors_of_address(address)
+
+
+LOOKS = {Subject.ADDRESS: (DataKind.IP_ADDRESS, _of_address)}

@@ -1,0 +1,342 @@
+"""Orders about persons, holds and restrictions: decided, recorded and enqueued in one transaction.
+
+Whom an order names goes out with it and is not kept here, but for a hold: its names stand in a list
+of their own, so that it can be sent again to a service whose database was restored. Once all have
+answered, and after `NAMES_LIFE` at the latest, a copy without names takes the order's place on its
+topic (ADR 0025).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from uuid import UUID
+
+from schemas import topics
+from schemas.retention import VISITORS_MAX, DataKind, RetentionAction, RetentionOrderV1
+from services.chassis.context import Context
+from services.privacy import calendar
+from services.retention import domain
+from services.retention.domain import Order
+from services.retention.protection_store import PersonOrder
+from services.retention.protections import (
+    PERSON_KINDS,
+    Protection,
+    Refusal,
+    Scope,
+    Step,
+    refuse_author,
+    refuse_review,
+    refuse_scope,
+    refuse_step,
+    refuse_unrestrict,
+)
+from services.retention.schedule import Schedule
+from services.retention.store import Store
+
+NAMES_LIFE = timedelta(days=5)
+"""Less than what `retention-order` allows what is personal (`personal_age_max_ms`)."""
+NAMES_BATCH_MAX = 500
+_REQUIREMENT = {
+    RetentionAction.ERASE: "R-G3",
+    RetentionAction.RESTRICT: "R-G4",
+    RetentionAction.UNRESTRICT: "R-G4",
+    RetentionAction.HOLD: "R-D3",
+    RetentionAction.RELEASE: "R-D3",
+}
+
+
+class RefusedError(Exception):
+    """What was asked for is not done; nothing was changed."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        """Take the reason."""
+        super().__init__(refusal.value)
+        self.refusal = refusal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Author:
+    """Who asks, and for which case file: `staff-12`, `AUSK-2026-17`."""
+
+    staff_id: str
+    case_number: str
+
+
+def _check(refusal: Refusal | None) -> None:
+    if refusal is not None:
+        raise RefusedError(refusal)
+
+
+class PersonOrders:
+    """Issues orders on one open transaction.
+
+    Every method raises RefusedError where it does nothing.
+    """
+
+    def __init__(self, ctx: Context[Store], schedule: Schedule, overdue_after: timedelta) -> None:
+        """Take the transaction, the schedule, and after how long silence is an alarm."""
+        self._ctx = ctx
+        self._store = ctx.store.protections
+        self._schedule = schedule
+        self._overdue_after = overdue_after
+
+    # ------------------------------------------------------------------ persons
+
+    async def erase(self, author: Author, visitor_ids: Sequence[UUID]) -> list[UUID]:
+        """Order all rows of visitors to be erased; return the orders' ids."""
+        _check(refuse_author(author.staff_id, author.case_number))
+        if not visitor_ids:
+            raise RefusedError(Refusal.NOBODY_NAMED)
+        return [
+            await self._issue(RetentionAction.ERASE, author, PERSON_KINDS, self._tomorrow(), some)
+            for some in _portions(visitor_ids)
+        ]
+
+    async def restrict(
+        self, author: Author, visitor_ids: Sequence[UUID]
+    ) -> tuple[UUID, list[UUID]]:
+        """Order visitors' rows out of the live tables; return the restriction's and orders' ids."""
+        _check(refuse_author(author.staff_id, author.case_number))
+        if not visitor_ids:
+            raise RefusedError(Refusal.NOBODY_NAMED)
+        scope = Scope(
+            kinds=PERSON_KINDS,
+            from_day=None,
+            before_day=self._tomorrow(),
+            names_visitors=True,
+        )
+        restriction = Protection(
+            protection_id=self._ctx.ids.new(),
+            is_hold=False,
+            case_number=author.case_number,
+            ground=None,
+            scope=scope,
+            review_on=None,
+            steps={},
+        )
+        await self._store.propose(restriction, author.staff_id, self._ctx.now)
+        await self._store.keep_names(restriction.protection_id, visitor_ids)
+        return restriction.protection_id, await self._protect(author, restriction, visitor_ids)
+
+    async def unrestrict(self, author: Author, protection_id: UUID) -> UUID:
+        """Order a restriction to be lifted; return the order's id."""
+        _check(refuse_author(author.staff_id, author.case_number))
+        await self._ctx.store.lock()
+        found = await self._store.protection(protection_id)
+        _check(refuse_unrestrict(found, author.case_number))
+        assert found is not None
+        return await self._end(author, found)
+
+    # ------------------------------------------------------------------ holds
+
+    async def propose_hold(
+        self,
+        author: Author,
+        *,
+        ground: str,
+        scope: Scope,
+        review_on: date,
+        visitor_ids: Sequence[UUID],
+    ) -> UUID:
+        """Record a hold that somebody else has to place; return its id."""
+        _check(refuse_author(author.staff_id, author.case_number))
+        _check(refuse_scope(scope, frozenset(DataKind)))
+        _check(refuse_review(review_on, calendar.berlin_date(self._ctx.now)))
+        if scope.names_visitors and not visitor_ids:
+            raise RefusedError(Refusal.NOBODY_NAMED)
+        hold = Protection(
+            protection_id=self._ctx.ids.new(),
+            is_hold=True,
+            case_number=author.case_number,
+            ground=ground,
+            scope=scope,
+            review_on=review_on,
+            steps={},
+        )
+        await self._store.propose(hold, author.staff_id, self._ctx.now)
+        if scope.names_visitors:
+            await self._store.keep_names(hold.protection_id, visitor_ids)
+        return hold.protection_id
+
+    async def place_hold(self, staff_id: str, protection_id: UUID) -> list[UUID]:
+        """Put a proposed hold in force; return the orders' ids."""
+        hold = await self._step(Step.PLACED, staff_id, protection_id)
+        return await self.send_hold(staff_id, hold)
+
+    async def withdraw_hold(self, staff_id: str, protection_id: UUID) -> None:
+        """Give up a hold that was proposed and not placed."""
+        hold = await self._step(Step.WITHDRAWN, staff_id, protection_id)
+        if hold.scope.names_visitors:
+            await self._store.forget_names(protection_id)
+
+    async def propose_release(self, staff_id: str, protection_id: UUID) -> None:
+        """Record that a hold is to be lifted, by somebody else."""
+        await self._step(Step.RELEASE_PROPOSED, staff_id, protection_id)
+
+    async def release_hold(self, staff_id: str, protection_id: UUID) -> UUID:
+        """Lift a hold; return the order's id."""
+        hold = await self._step(Step.RELEASED, staff_id, protection_id)
+        return await self._end(Author(staff_id=staff_id, case_number=hold.case_number), hold)
+
+    async def review_hold(self, staff_id: str, protection_id: UUID, review_on: date) -> None:
+        """Set a later review date."""
+        hold = await self._store.protection(protection_id)
+        _check(refuse_author(staff_id, hold.case_number) if hold else Refusal.NOT_FOUND)
+        _check(refuse_review(review_on, calendar.berlin_date(self._ctx.now)))
+        await self._store.review(protection_id, staff_id, review_on, self._ctx.now)
+
+    async def send_again(self, staff_id: str, protection_id: UUID) -> list[UUID]:
+        """Order what is in force once more, for a service whose database was restored."""
+        found = await self._store.protection(protection_id)
+        if found is None or not found.is_in_force:
+            raise RefusedError(Refusal.NOT_FOUND)
+        _check(refuse_author(staff_id, found.case_number))
+        return await self.send_hold(staff_id, found)
+
+    async def send_hold(self, staff_id: str, found: Protection) -> list[UUID]:
+        """Send the orders of a protection with the names that are kept."""
+        names = await self._store.names(found.protection_id)
+        author = Author(staff_id=staff_id, case_number=found.case_number)
+        return await self._protect(author, found, names)
+
+    # ------------------------------------------------------------------ names leave the topic
+
+    async def take_names_away(self) -> int:
+        """Send copies without names of orders that are done or too old; return how many."""
+        await self._ctx.store.lock()
+        found = await self._store.with_names(self._ctx.now - NAMES_LIFE, NAMES_BATCH_MAX)
+        standings = await self._ctx.store.standings([order_id for order_id, *_ in found])
+        for order_id, kinds, from_day, protection_id in found:
+            order = standings[order_id].order
+            self._send(order, kinds, (), from_day, protection_id, names_gone=True)
+        await self._store.names_gone([order_id for order_id, *_ in found], self._ctx.now)
+        return len(found)
+
+    # ------------------------------------------------------------------ parts
+
+    async def _step(self, step: Step, staff_id: str, protection_id: UUID) -> Protection:
+        await self._ctx.store.lock()
+        hold = await self._store.protection(protection_id)
+        _check(refuse_step(hold, step, staff_id))
+        assert hold is not None
+        _check(refuse_author(staff_id, hold.case_number))
+        await self._store.take_step(protection_id, step, staff_id, self._ctx.now)
+        return hold
+
+    async def _protect(
+        self, author: Author, found: Protection, names: Sequence[UUID]
+    ) -> list[UUID]:
+        action = RetentionAction.HOLD if found.is_hold else RetentionAction.RESTRICT
+        return [
+            await self._issue(
+                action,
+                author,
+                found.scope.kinds,
+                found.scope.before_day,
+                some,
+                from_day=found.scope.from_day,
+                protection_id=found.protection_id,
+            )
+            for some in _portions(names) or [()]
+        ]
+
+    async def _end(self, author: Author, found: Protection) -> UUID:
+        if not found.is_hold:
+            await self._store.take_step(
+                found.protection_id, Step.RELEASED, author.staff_id, self._ctx.now
+            )
+        if found.scope.names_visitors:
+            await self._store.forget_names(found.protection_id)
+        action = RetentionAction.RELEASE if found.is_hold else RetentionAction.UNRESTRICT
+        return await self._issue(
+            action,
+            author,
+            found.scope.kinds[:1],
+            self._due_before(found.scope.kinds),
+            (),
+            protection_id=found.protection_id,
+        )
+
+    def _due_before(self, kinds: Sequence[str]) -> date:
+        """Return the day before which all of the kinds are due; the next sweep takes the rest."""
+        due = {entry.kind.value: entry.before_day for entry in self._schedule.due(self._ctx.now)}
+        return min((due[kind] for kind in kinds if kind in due), default=self._ctx.now.date())
+
+    def _tomorrow(self) -> date:
+        return calendar.utc_date(self._ctx.now) + timedelta(days=1)
+
+    async def _issue(
+        self,
+        action: RetentionAction,
+        author: Author,
+        kinds: Sequence[str],
+        before_day: date,
+        visitor_ids: Sequence[UUID],
+        *,
+        from_day: date | None = None,
+        protection_id: UUID | None = None,
+    ) -> UUID:
+        ctx = self._ctx
+        order = Order(
+            order_id=ctx.ids.new(),
+            kind=kinds[0],
+            requirement=_REQUIREMENT[action],
+            before_day=before_day,
+            attempt=0,
+            as_of=ctx.now,
+            issued_at=ctx.now,
+            overdue_at=ctx.now + self._overdue_after,
+            expected=domain.answerers(topics.RETENTION_ORDER.consumers, as_of=ctx.now, now=ctx.now),
+            action=action.value,
+        )
+        await ctx.store.save_order(order)
+        await self._store.save_person_order(
+            PersonOrder(
+                order=order,
+                kinds=tuple(kinds),
+                case_number=author.case_number,
+                staff_id=author.staff_id,
+                n_visitors=len(visitor_ids),
+                from_day=from_day,
+                protection_id=protection_id,
+            )
+        )
+        self._send(order, kinds, visitor_ids, from_day, protection_id)
+        return order.order_id
+
+    def _send(
+        self,
+        order: Order,
+        kinds: Sequence[str],
+        visitor_ids: Sequence[UUID],
+        from_day: date | None,
+        protection_id: UUID | None,
+        *,
+        names_gone: bool = False,
+    ) -> None:
+        self._ctx.outbox.add(
+            topics.RETENTION_ORDER,
+            RetentionOrderV1(
+                order_id=order.order_id,
+                kind=DataKind(order.kind),
+                action=RetentionAction(order.action),
+                before_day=order.before_day,
+                as_of=order.as_of,
+                other_kinds=tuple(DataKind(kind) for kind in kinds[1:]),
+                visitor_ids=tuple(visitor_ids),
+                from_day=from_day,
+                protection_id=protection_id,
+                names_gone=names_gone,
+            ),
+        )
+
+
+def _portions(visitor_ids: Sequence[UUID]) -> list[Sequence[UUID]]:
+    """Return visitors without repetition, in portions that one order may name."""
+    distinct = list(dict.fromkeys(visitor_ids))
+    return list(_cut(distinct))
+
+
+def _cut(visitor_ids: Sequence[UUID]) -> Iterator[Sequence[UUID]]:
+    for start in range(0, len(visitor_ids), VISITORS_MAX):
+        yield visitor_ids[start : start + VISITORS_MAX]

@@ -1,0 +1,242 @@
+"""SQL of orders about persons and of holds, on one open transaction."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from uuid import UUID
+
+import asyncpg
+
+from services.chassis import db
+from services.retention.domain import Order
+from services.retention.protections import Protection, Scope, Step
+
+INVARIANTS = {
+    # the trigger refuses it; this sees it also where the trigger was taken away
+    "r_d3_two_persons_hold_and_lift": """
+        SELECT count(*) FROM retention_protection p
+        JOIN retention_protection_step a USING (protection_id)
+        JOIN retention_protection_step b USING (protection_id)
+        WHERE p.is_hold AND a.staff_id = b.staff_id
+          AND (a.step, b.step) IN (('proposed', 'placed'), ('release_proposed', 'released'))
+    """,
+    "r_d3_no_hold_past_its_review": """
+        SELECT count(*) FROM retention_protection p
+        WHERE p.is_hold
+          AND EXISTS (SELECT FROM retention_protection_step s
+                      WHERE s.protection_id = p.protection_id AND s.step = 'placed')
+          AND NOT EXISTS (SELECT FROM retention_protection_step s
+                          WHERE s.protection_id = p.protection_id AND s.step = 'released')
+          AND greatest(p.review_on, (SELECT max(r.review_on) FROM retention_protection_review r
+                                     WHERE r.protection_id = p.protection_id)) < now()::date
+    """,
+    # a list of names lives as long as its hold, or its proposal, and no longer
+    "d1_no_names_without_their_hold": """
+        SELECT count(DISTINCT v.list_id) FROM privacy_visitor v
+        WHERE NOT EXISTS (
+            SELECT FROM retention_protection p
+            WHERE p.protection_id = v.list_id AND NOT EXISTS (
+                SELECT FROM retention_protection_step s
+                WHERE s.protection_id = p.protection_id AND s.step IN ('released', 'withdrawn')))
+    """,
+    "d1_names_leave_their_topic": """
+        SELECT count(*) FROM retention_person_order p JOIN retention_order o USING (order_id)
+        WHERE p.n_visitors > 0 AND o.issued_at < now() - interval '5 days 1 hour'
+          AND NOT EXISTS (SELECT FROM retention_names_gone g WHERE g.order_id = p.order_id)
+    """,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersonOrder:
+    """What an order about persons is, without them.
+
+    Attributes:
+        kinds: the first one is the order's own.
+        n_visitors: how many it names; 0 = none.
+    """
+
+    order: Order
+    kinds: tuple[str, ...]
+    case_number: str
+    staff_id: str
+    n_visitors: int
+    from_day: date | None = None
+    protection_id: UUID | None = None
+
+
+class ProtectionStore:
+    """Rows of orders about persons, holds and restrictions."""
+
+    def __init__(self, connection: db.Connection) -> None:
+        """Take the transaction's connection."""
+        self._connection = connection
+
+    # ------------------------------------------------------------------ orders
+
+    async def save_person_order(self, found: PersonOrder) -> None:
+        """Record what an order about persons is; the order itself is there."""
+        await self._connection.execute(
+            """
+            INSERT INTO retention_person_order (order_id, kinds, from_day, protection_id,
+                                                case_number, staff_id, n_visitors)
+            VALUES ($1, $2, $3, $4, $5, $6, $7)
+            """,
+            found.order.order_id,
+            list(found.kinds),
+            found.from_day,
+            found.protection_id,
+            found.case_number,
+            found.staff_id,
+            found.n_visitors,
+        )
+
+    async def with_names(
+        self, issued_before: datetime, limit: int
+    ) -> list[tuple[UUID, tuple[str, ...], date | None, UUID | None]]:
+        """Return orders whose names must leave the topic: answered by all, or too old.
+
+        Returns:
+            (order id, kinds, first day, protection), oldest first.
+        """
+        rows = await self._connection.fetch(
+            """
+            SELECT p.order_id, p.kinds, p.from_day, p.protection_id
+            FROM retention_person_order p JOIN retention_order o USING (order_id)
+            WHERE p.n_visitors > 0
+              AND NOT EXISTS (SELECT FROM retention_names_gone g WHERE g.order_id = p.order_id)
+              AND (o.issued_at < $1 OR EXISTS (
+                    SELECT FROM retention_completion c WHERE c.order_id = p.order_id))
+            ORDER BY o.issued_at, p.order_id LIMIT $2
+            """,
+            issued_before,
+            limit,
+        )
+        return [
+            (row["order_id"], tuple(row["kinds"]), row["from_day"], row["protection_id"])
+            for row in rows
+        ]
+
+    async def names_gone(self, order_ids: Sequence[UUID], gone_at: datetime) -> None:
+        """Record that copies without names were sent."""
+        await self._connection.executemany(
+            "INSERT INTO retention_names_gone (order_id, gone_at) VALUES ($1, $2)",
+            [(order_id, gone_at) for order_id in order_ids],
+        )
+
+    # ------------------------------------------------------------------ protections
+
+    async def protection(self, protection_id: UUID) -> Protection | None:
+        """Return a hold or restriction as it stands."""
+        found = await self._protections(protection_id)
+        return found[0] if found else None
+
+    async def protections_in_force(self) -> list[Protection]:
+        """Return what is proposed or in force, the earliest review first."""
+        found = await self._protections(None)
+        over = {Step.RELEASED, Step.WITHDRAWN}
+        return [protection for protection in found if not over & protection.steps.keys()]
+
+    async def _protections(self, only: UUID | None) -> list[Protection]:
+        rows = await self._connection.fetch(
+            """
+            SELECT p.*, greatest(p.review_on, (SELECT max(r.review_on)
+                       FROM retention_protection_review r
+                       WHERE r.protection_id = p.protection_id)) AS next_review_on,
+                   (SELECT jsonb_object_agg(s.step, s.staff_id)
+                    FROM retention_protection_step s
+                    WHERE s.protection_id = p.protection_id) AS steps
+            FROM retention_protection p WHERE $1::uuid IS NULL OR p.protection_id = $1
+            ORDER BY next_review_on, p.protection_id
+            """,
+            only,
+        )
+        return [_protection(row) for row in rows]
+
+    async def propose(self, found: Protection, staff_id: str, now: datetime) -> None:
+        """Record a hold that is proposed, or a restriction that is placed at once."""
+        await self._connection.execute(
+            """
+            INSERT INTO retention_protection (protection_id, is_hold, case_number, ground, kinds,
+                from_day, before_day, names_visitors, review_on)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+            """,
+            found.protection_id,
+            found.is_hold,
+            found.case_number,
+            found.ground,
+            list(found.scope.kinds),
+            found.scope.from_day,
+            found.scope.before_day,
+            found.scope.names_visitors,
+            found.review_on,
+        )
+        first = Step.PROPOSED if found.is_hold else Step.PLACED
+        await self.take_step(found.protection_id, first, staff_id, now)
+
+    async def take_step(
+        self, protection_id: UUID, step: Step, staff_id: str, now: datetime
+    ) -> None:
+        """Record a step; the database refuses a second time, and the same person twice."""
+        await self._connection.execute(
+            """
+            INSERT INTO retention_protection_step (protection_id, step, staff_id, done_at)
+            VALUES ($1, $2, $3, $4)
+            """,
+            protection_id,
+            step.value,
+            staff_id,
+            now,
+        )
+
+    async def review(
+        self, protection_id: UUID, staff_id: str, review_on: date, now: datetime
+    ) -> None:
+        """Record a later review date."""
+        await self._connection.execute(
+            """
+            INSERT INTO retention_protection_review (protection_id, staff_id, review_on, done_at)
+            VALUES ($1, $2, $3, $4)
+            """,
+            protection_id,
+            staff_id,
+            review_on,
+            now,
+        )
+
+    # ------------------------------------------------------------------ names
+
+    async def keep_names(self, protection_id: UUID, visitor_ids: Collection[UUID]) -> None:
+        """Keep whom a hold names, in a partition that goes with it."""
+        await self._connection.execute(
+            "SELECT privacy_wait($1, $2)", protection_id, list(visitor_ids)
+        )
+
+    async def names(self, protection_id: UUID) -> list[UUID]:
+        """Return whom a hold names."""
+        rows = await self._connection.fetch(
+            "SELECT visitor_id FROM privacy_visitor WHERE list_id = $1 ORDER BY 1", protection_id
+        )
+        return [row["visitor_id"] for row in rows]
+
+    async def forget_names(self, protection_id: UUID) -> None:
+        """Drop whom a hold names."""
+        await self._connection.execute("SELECT privacy_wait_end($1)", protection_id)
+
+
+def _protection(row: asyncpg.Record) -> Protection:
+    steps: dict[str, str] = row["steps"] or {}
+    return Protection(
+        protection_id=row["protection_id"],
+        is_hold=row["is_hold"],
+        case_number=row["case_number"],
+        ground=row["ground"],
+        scope=Scope(
+            kinds=tuple(row["kinds"]),
+            from_day=row["from_day"],
+            before_day=row["before_day"],
+            names_visitors=row["names_visitors"],
+        ),
+        review_on=row["next_review_on"],
+        steps={Step(step): staff_id for step, staff_id in steps.items()},
+    )

@@ -1,0 +1,283 @@
+"""Erasures, restrictions and legal holds on real PostgreSQL (R-D3, R-G3, R-G4, R-D9)."""
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from schemas import topics
+from schemas.retention import (
+    VISITORS_MAX,
+    RetentionAction,
+    RetentionOrderV1,
+    RetentionReceiptV1,
+)
+from services.retention.handlers import on_receipts
+from services.retention.person_orders import NAMES_LIFE, Author, PersonOrders, RefusedError
+from services.retention.protection_store import ProtectionStore
+from services.retention.protections import Refusal, Scope
+from services.retention.schedule import load
+from services.retention.settings import DEFAULT_SCHEDULE
+from services.retention.store import INVARIANTS, Store
+from tests.support.bench import IDS, Bench, new_visitor_id, open_bench, received
+from tests.support.stack import World
+
+WORLD_SERVICES = ("retention",)
+SCHEDULE = load(DEFAULT_SCHEDULE)
+QUARTER_HOUR = timedelta(minutes=15)
+ANNA = Author(staff_id="staff-1", case_number="STRAF-2026-3")
+BERT = "staff-2"
+
+
+@pytest.fixture
+async def bench(world: World) -> AsyncIterator[Bench[Store]]:
+    async with open_bench(world, "retention", Store) as found:
+        await found.fetch("SELECT chassis_outbox_maintain()")
+        yield found
+
+
+class Desk:
+    """Issues orders, one transaction each, and keeps what was sent."""
+
+    def __init__(self, bench: Bench[Store]) -> None:
+        self.bench = bench
+        self.sent: list[RetentionOrderV1] = []
+
+    async def do(self, name: str, *arguments: object, **more: object):
+        async with self.bench.transaction() as ctx:
+            orders = PersonOrders(ctx, SCHEDULE, QUARTER_HOUR)
+            found = await getattr(orders, name)(*arguments, **more)
+            self.sent = self.bench.enqueued(ctx, topics.RETENTION_ORDER, RetentionOrderV1)
+        return found
+
+    async def propose(self, *visitors: UUID, author: Author = ANNA, **more: object) -> UUID:
+        today = self.bench.now.date()
+        scope = Scope(
+            kinds=("traffic_data", "ad_use"),
+            from_day=today - timedelta(days=3),
+            before_day=today + timedelta(days=1),
+            names_visitors=bool(visitors),
+        )
+        given = {
+            "ground": "criminal_complaint",
+            "scope": scope,
+            "review_on": today + timedelta(days=90),
+            "visitor_ids": visitors,
+        }
+        found: UUID = await self.do("propose_hold", author, **(given | more))
+        return found
+
+    async def refused(self, *arguments: object, **more: object) -> Refusal:
+        with pytest.raises(RefusedError) as caught:
+            await self.do(*arguments, **more)  # type: ignore[arg-type]
+        return caught.value.refusal
+
+    async def answered(self) -> None:
+        """Let every service answer the orders that were sent last."""
+        receipts = [
+            RetentionReceiptV1(
+                order_id=order.order_id,
+                service=service,
+                kind=order.kind,
+                counts=(),
+                done_at=self.bench.now,
+            )
+            for order in self.sent
+            for service in topics.RETENTION_ORDER.consumers
+        ]
+        async with self.bench.transaction() as ctx:
+            topic = topics.RETENTION_RECEIPT
+            await on_receipts(ctx, [received(topic, one, self.bench.now) for one in receipts])
+
+    async def names(self, protection_id: UUID) -> list[UUID]:
+        return await ProtectionStore(self.bench.connection).names(protection_id)
+
+    async def violations(self) -> dict[str, int]:
+        found = {name: (await self.bench.fetch(q))[0][0] for name, q in INVARIANTS.items()}
+        return {name: n for name, n in found.items() if n}
+
+
+@pytest.fixture
+def desk(bench: Bench[Store]) -> Desk:
+    return Desk(bench)
+
+
+async def test_an_erasure_names_everybody_once_in_orders_that_fit_on_the_topic(desk: Desk) -> None:
+    """R-G3: all kinds that a visitor's id reaches, up to today; the names are kept nowhere here."""
+    visitors = [new_visitor_id() for _ in range(VISITORS_MAX + 5)]
+    order_ids = await desk.do("erase", ANNA, [*visitors, *visitors[:9]])
+    assert [order.order_id for order in desk.sent] == order_ids
+    assert [len(order.visitor_ids) for order in desk.sent] == [VISITORS_MAX, 5]
+    assert {v for order in desk.sent for v in order.visitor_ids} == set(visitors)
+    first = desk.sent[0]
+    assert {kind.value for kind in first.kinds} == {"ad_use", "ip_address", "traffic_data"}
+    assert first.before_day == desk.bench.now.date() + timedelta(days=1)
+    rows = await desk.bench.fetch(
+        "SELECT n_visitors, staff_id, case_number FROM retention_person_order"
+        " WHERE order_id = ANY($1) ORDER BY 1",
+        order_ids,
+    )
+    expected = [(5, "staff-1", "STRAF-2026-3"), (VISITORS_MAX, "staff-1", "STRAF-2026-3")]
+    assert [tuple(row) for row in rows] == expected
+    assert not await desk.bench.fetch("SELECT FROM privacy_visitor")
+    assert await desk.violations() == {}
+
+
+async def test_names_leave_the_topic_when_all_have_answered(desk: Desk) -> None:
+    """R-D5: the copy has the order's key and no names, and is sent once."""
+    await desk.do("erase", ANNA, [new_visitor_id()])
+    (order,) = desk.sent
+    assert await desk.do("take_names_away") == 0
+    desk.sent = [order]
+    await desk.answered()
+    assert await desk.do("take_names_away") == 1
+    (copy,) = desk.sent
+    assert copy == order.model_copy(update={"visitor_ids": (), "names_gone": True})
+    assert topics.RETENTION_ORDER.key_of(copy) == topics.RETENTION_ORDER.key_of(order)
+    assert await desk.do("take_names_away") == 0
+
+
+async def test_names_leave_the_topic_after_five_days_though_a_service_is_silent(desk: Desk) -> None:
+    """R-D5: by then what they stood for is nearly due by age; the order stays open (D3)."""
+    (order_id,) = await desk.do("erase", ANNA, [new_visitor_id()])
+    desk.bench.now += NAMES_LIFE - timedelta(minutes=1)
+    await desk.do("take_names_away")
+    assert order_id not in {order.order_id for order in desk.sent}
+    desk.bench.now += timedelta(minutes=2)
+    await desk.do("take_names_away")
+    assert order_id in {order.order_id for order in desk.sent if order.names_gone}
+
+
+@pytest.mark.parametrize(
+    ("author", "visitors", "refusal"),
+    [
+        (Author(staff_id="Anna", case_number="AUSK-2026-1"), 1, Refusal.STAFF_ID_MALFORMED),
+        (Author(staff_id="staff-1", case_number="+4930"), 1, Refusal.CASE_NUMBER_MALFORMED),
+        (ANNA, 0, Refusal.NOBODY_NAMED),
+    ],
+)
+@pytest.mark.parametrize("what", ["erase", "restrict"])
+async def test_what_is_not_in_form_is_refused_and_changes_nothing(
+    desk: Desk, what: str, author: Author, visitors: int, refusal: Refusal
+) -> None:
+    """R-D9, R-C5: nothing personal hides in an author or a case number."""
+    before = await desk.bench.fetch("SELECT count(*) FROM retention_order")
+    ids = [new_visitor_id() for _ in range(visitors)]
+    assert await desk.refused(what, author, ids) is refusal
+    assert await desk.bench.fetch("SELECT count(*) FROM retention_order") == before
+
+
+async def test_a_restriction_is_lifted_for_its_own_case_once(desk: Desk) -> None:
+    """R-G4."""
+    visitor = new_visitor_id()
+    restriction, (order_id,) = await desk.do("restrict", ANNA, [visitor])
+    (order,) = desk.sent
+    assert (order.order_id, order.action) == (order_id, RetentionAction.RESTRICT)
+    assert (order.protection_id, order.visitor_ids) == (restriction, (visitor,))
+    other = Author(staff_id="staff-1", case_number="AUSK-2026-9")
+    assert await desk.refused("unrestrict", other, restriction) is Refusal.CASE_DIFFERS
+    await desk.do("unrestrict", ANNA, restriction)
+    (lifted,) = desk.sent
+    assert (lifted.action, lifted.visitor_ids) == (RetentionAction.UNRESTRICT, ())
+    assert lifted.before_day == desk.bench.now.date() - timedelta(days=6)
+    assert await desk.names(restriction) == []
+    assert await desk.refused("unrestrict", ANNA, restriction) is Refusal.OUT_OF_TURN
+    assert await desk.refused("unrestrict", ANNA, IDS.new()) is Refusal.NOT_FOUND
+
+
+async def test_two_persons_place_a_hold_and_two_lift_it(desk: Desk) -> None:
+    """R-D3: case, scope, ground, author, review date; what was proposed holds nothing."""
+    visitor = new_visitor_id()
+    hold = await desk.propose(visitor)
+    assert desk.sent == []
+    assert await desk.refused("place_hold", ANNA.staff_id, hold) is Refusal.SAME_PERSON
+    await desk.do("place_hold", BERT, hold)
+    (order,) = desk.sent
+    assert (order.action, order.protection_id) == (RetentionAction.HOLD, hold)
+    assert order.visitor_ids == (visitor,)
+    assert order.from_day == desk.bench.now.date() - timedelta(days=3)
+    assert await desk.refused("place_hold", BERT, hold) is Refusal.OUT_OF_TURN
+    assert await desk.refused("release_hold", BERT, hold) is Refusal.OUT_OF_TURN
+    await desk.do("send_again", BERT, hold)
+    assert desk.sent[0].visitor_ids == (visitor,)
+    await desk.do("propose_release", BERT, hold)
+    assert await desk.refused("release_hold", BERT, hold) is Refusal.SAME_PERSON
+    await desk.do("release_hold", ANNA.staff_id, hold)
+    assert desk.sent[0].action is RetentionAction.RELEASE
+    assert await desk.names(hold) == []
+    assert await desk.refused("send_again", BERT, hold) is Refusal.NOT_FOUND
+    assert await desk.violations() == {}
+
+
+async def test_the_database_too_wants_a_second_person(desk: Desk) -> None:
+    """R-D3: whatever the program does."""
+    hold = await desk.propose()
+    with pytest.raises(asyncpg.CheckViolationError, match="same person"):
+        await desk.bench.fetch(
+            "INSERT INTO retention_protection_step VALUES ($1, 'placed', 'staff-1', now())", hold
+        )
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await desk.bench.fetch("UPDATE retention_protection_step SET staff_id = 'staff-9'")
+
+
+async def test_a_hold_that_was_only_proposed_can_be_given_up(desk: Desk) -> None:
+    """R-D3: its names go with it."""
+    hold = await desk.propose(new_visitor_id())
+    assert len(await desk.names(hold)) == 1
+    await desk.do("withdraw_hold", BERT, hold)
+    assert await desk.names(hold) == []
+    assert await desk.refused("place_hold", BERT, hold) is Refusal.OUT_OF_TURN
+    assert await desk.violations() == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "refusal"),
+    [
+        ({"kinds": ("gossip",)}, Refusal.KIND_UNKNOWN),
+        ({"kinds": ()}, Refusal.NOTHING_TO_HOLD),
+        ({"kinds": ("consent_record",), "names_visitors": True}, Refusal.NOTHING_TO_HOLD),
+        ({"names_visitors": True}, Refusal.NOBODY_NAMED),
+        ({"from_day": 2}, Refusal.DAYS_REVERSED),
+    ],
+)
+async def test_a_hold_of_nothing_is_refused(desk: Desk, change, refusal: Refusal) -> None:
+    """R-D3, D2: a hold must not promise what nobody can do."""
+    today = desk.bench.now.date()
+    if "from_day" in change:
+        change = {"from_day": today + timedelta(days=change["from_day"])}
+    given = {
+        "kinds": ("traffic_data",),
+        "from_day": None,
+        "before_day": today + timedelta(days=1),
+        "names_visitors": False,
+    }
+    with pytest.raises(RefusedError, match=refusal.value):
+        await desk.propose(scope=Scope(**(given | change)))
+
+
+@pytest.mark.parametrize(
+    ("days", "refusal"), [(0, Refusal.REVIEW_NOT_AHEAD), (400, Refusal.REVIEW_TOO_FAR)]
+)
+async def test_a_review_lies_ahead_and_within_a_year(desk: Desk, days: int, refusal) -> None:
+    """R-D3: a hold never lengthens by accident."""
+    day = desk.bench.now.date() + timedelta(days=days)
+    with pytest.raises(RefusedError, match=refusal.value):
+        await desk.propose(review_on=day)
+
+
+async def test_a_hold_past_its_review_is_a_violation_until_it_is_reviewed(desk: Desk) -> None:
+    """R-D3."""
+    start = desk.bench.now
+    desk.bench.now = start - timedelta(days=100)
+    await desk.bench.fetch("SELECT chassis_outbox_maintain()")
+    hold = await desk.propose(review_on=(start - timedelta(days=10)).date())
+    desk.bench.now = start
+    await desk.do("place_hold", BERT, hold)
+    assert (await desk.violations())["r_d3_no_hold_past_its_review"] == 1
+    later = (start + timedelta(days=30)).date()
+    await desk.do("review_hold", BERT, hold, later)
+    assert await desk.violations() == {}
+    await desk.do("propose_release", BERT, hold)
+    await desk.do("release_hold", "staff-3", hold)
