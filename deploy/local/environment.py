@@ -21,6 +21,7 @@ HASHING = ("ad_ledger", "call_control")
 """Services whose staff look for numbers or addresses."""
 KEYS_OF = {
     "ad_ledger": ("view_ticket_keys",),
+    "consent": ("anchor_keys",),
     "gateway": ("view_ticket_keys", "visit_cookie_keys"),
 }
 """Which signing keys a service is told; nobody else knows them."""

@@ -30,7 +30,12 @@ from deploy.provision import Statements, with_role
 from schemas.view_ticket import TICKET_LIFE_S
 from services.chassis.declaration import load
 
-VALID_FOR_S = {"view_ticket_keys": TICKET_LIFE_S, "visit_cookie_keys": 6 * 24 * 3600}
+VALID_FOR_S = {
+    "view_ticket_keys": TICKET_LIFE_S,
+    "visit_cookie_keys": 6 * 24 * 3600,
+    # longer than any record that an anchor proves (R-D10)
+    "anchor_keys": 5 * 366 * 24 * 3600,
+}
 """How long something signed may be shown: so long an old key must verify."""
 TAKEN_TIMEOUT_S = 30.0
 _POLL_S = 0.1

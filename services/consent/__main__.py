@@ -1,11 +1,13 @@
-"""`python -m services.consent [migrate]`."""
+"""`python -m services.consent [migrate | verify]`."""
 
 import sys
 
-from services.chassis.service import main
+from services.chassis.service import Command, main
+from services.consent import command
 from services.consent.app import build
 from services.consent.declaration import DECLARATION
 from services.consent.settings import Settings
 
 if __name__ == "__main__":
-    sys.exit(main(DECLARATION, build, Settings))
+    commands: dict[str, Command] = {"verify": command.verify}
+    sys.exit(main(DECLARATION, build, Settings, commands))

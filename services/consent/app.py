@@ -12,11 +12,14 @@ from services.consent.declaration import DECLARATION
 from services.consent.http import build_http
 from services.consent.settings import Settings
 from services.consent.store import INVARIANTS, Store
+from services.privacy import calendar
+from services.privacy.chain import SigningKeys
 from services.privacy.declare import by_day
 from services.privacy.erased import unless_erased
 from services.privacy.executor import on_retention_orders
 
 _YEARS_EVERY_S = 3600.0
+_ANCHORS_EVERY_S = 600.0
 
 
 def build(settings: Settings | None = None) -> Service[Store]:
@@ -39,6 +42,9 @@ def build(settings: Settings | None = None) -> Service[Store]:
         first=topics.RETENTION_ORDER,
     )
     service.serve(build_http(service.transaction))
+    anchor_keys = SigningKeys.from_json(settings.anchor_keys.get_secret_value())
+    service.on_secret("anchor_keys", anchor_keys.replace)
+    service.task("anchors", lambda: _anchor(service, anchor_keys))
     service.task("years", lambda: _maintain_years(service))
     return service
 
@@ -48,3 +54,11 @@ async def _maintain_years(service: Service[Store]) -> None:
         async with service.transaction() as ctx:
             await ctx.store.maintain_years()
         await sleep(_YEARS_EVERY_S)
+
+
+async def _anchor(service: Service[Store], keys: SigningKeys) -> None:
+    """Sign each chain's end once a day, as soon as there is one."""
+    while True:
+        async with service.transaction() as ctx:
+            await ctx.store.anchor(keys, calendar.utc_date(ctx.now))
+        await sleep(_ANCHORS_EVERY_S)

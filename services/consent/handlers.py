@@ -1,5 +1,6 @@
 """Per topic: load, decide, save, enqueue."""
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from uuid import UUID
@@ -13,7 +14,7 @@ from services.consent import domain
 from services.consent.domain import Decision, Novelty, Verdict
 from services.consent.store import Loaded, Proof, Store, Subject
 from services.consent.wire import to_wire
-from services.privacy import calendar
+from services.privacy import calendar, chain
 
 Consents = Sequence[Received[ConsentV1]]
 
@@ -111,4 +112,5 @@ def _proof(event: ConsentV1, decision: Decision, proof_id: UUID) -> Proof:
         wording_version=event.wording_version,
         language=event.language,
         method=event.method.value,
+        salt=secrets.token_bytes(chain.SALT_BYTES),
     )
