@@ -1,4 +1,4 @@
-"""`python -m services.consent [migrate | verify]`."""
+"""`python -m services.consent [migrate | verify | catalogue …]`."""
 
 import sys
 
@@ -9,5 +9,8 @@ from services.consent.declaration import DECLARATION
 from services.consent.settings import Settings
 
 if __name__ == "__main__":
-    commands: dict[str, Command] = {"verify": command.verify}
+    commands: dict[str, Command] = {
+        "verify": command.verify,
+        "catalogue": command.catalogue,
+    }
     sys.exit(main(DECLARATION, build, Settings, commands))

@@ -6,7 +6,7 @@ from schemas import topics
 from services.chassis.clock import sleep
 from services.chassis.db import DayTable
 from services.chassis.service import Service
-from services.consent import handlers
+from services.consent import catalogues, handlers
 from services.consent.classification import TABLES
 from services.consent.declaration import DECLARATION
 from services.consent.http import build_http
@@ -25,6 +25,7 @@ _ANCHORS_EVERY_S = 600.0
 def build(settings: Settings | None = None) -> Service[Store]:
     """Return the service, not yet started."""
     settings = settings or Settings.load()
+    catalogues.known()  # one that was changed after its publication stops the start
     registry = CollectorRegistry()
     service = Service(
         declaration=DECLARATION,
@@ -41,9 +42,9 @@ def build(settings: Settings | None = None) -> Service[Store]:
         },
         first=topics.RETENTION_ORDER,
     )
-    service.serve(build_http(service.transaction))
     anchor_keys = SigningKeys.from_json(settings.anchor_keys.get_secret_value())
     service.on_secret("anchor_keys", anchor_keys.replace)
+    service.serve(build_http(service.transaction, anchor_keys))
     service.task("anchors", lambda: _anchor(service, anchor_keys))
     service.task("years", lambda: _maintain_years(service))
     return service

@@ -1,4 +1,4 @@
-"""`python -m services.consent verify`: what a person types."""
+"""`python -m services.consent verify` and `catalogue`: what a person types."""
 
 import argparse
 import json
@@ -8,7 +8,8 @@ from typing import Any
 
 from services.chassis.clock import SystemClock
 from services.chassis.command import transaction
-from services.consent import chain_store
+from services.consent import catalogues, chain_store
+from services.consent.catalogues import CatalogueError
 from services.consent.chain_store import Part
 from services.consent.declaration import DECLARATION
 from services.consent.settings import Settings
@@ -16,6 +17,7 @@ from services.consent.store import Store
 from services.privacy import chain
 from services.privacy.chain import Finding, SigningKeys, VerifyKeys
 
+EXIT_REFUSED = 2
 EXIT_NOT_INTACT = 3
 
 
@@ -66,3 +68,47 @@ def _as_table(results: Sequence[dict[str, Any]]) -> str:
             f" record, {result['anchors']} anchors: {said}"
         )
     return "\n".join(lines) + "\n"
+
+
+async def catalogue(arguments: Sequence[str]) -> int:
+    """Validate, compare or publish catalogues; 0: done, 2: refused, with the reason.
+
+    `diff` ends with 0 whatever it finds: what it prints is the answer.
+    """
+    parser = argparse.ArgumentParser(prog="python -m services.consent catalogue")
+    acts = parser.add_subparsers(dest="act", required=True)
+    acts.add_parser("validate", help="read every version, published or not")
+    compare = acts.add_parser("diff", help="what a version changes; whether it asks again")
+    compare.add_argument("old")
+    compare.add_argument("new")
+    acts.add_parser("publish", help="fix a version for ever").add_argument("version")
+    found = parser.parse_args(arguments)
+    try:
+        sys.stdout.write(_on_catalogues(found))
+    except CatalogueError as error:
+        sys.stderr.write(f"consent: catalogue: {error}\n")
+        return EXIT_REFUSED
+    return 0
+
+
+def _on_catalogues(found: argparse.Namespace) -> str:
+    folder = catalogues.FOLDER
+    if found.act == "publish":
+        hashes = catalogues.publish(found.version)
+        return "".join(f"{found.version} {name} {text}\n" for name, text in hashes.items())
+    if found.act == "diff":
+        old, new = (catalogues.read(folder / f"{v}.json") for v in (found.old, found.new))
+        said = catalogues.diff(old, new)
+        lines = [
+            *(f"widens  {name}" for name in said.widens),
+            *(f"other   {n}" for n in said.other),
+        ]
+        return "\n".join([*lines, "asks again" if said.asks_again else "does not ask again", ""])
+    known = catalogues.load()
+    lines = []
+    for path in sorted(folder.glob("*.json")):
+        if path.name != catalogues.PUBLISHED:
+            each = catalogues.read(path)
+            state = "published" if each.version in known.by_version else "draft"
+            lines.append(f"{each.version}  {len(each.entries)} entries  {state}\n")
+    return "".join(lines)

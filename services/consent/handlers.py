@@ -10,8 +10,8 @@ from schemas.consent import ConsentV1
 from services.chassis.context import Context
 from services.chassis.errors import Poison
 from services.chassis.received import Received
-from services.consent import domain
-from services.consent.domain import Decision, Novelty, Verdict
+from services.consent import catalogues, domain
+from services.consent.domain import Decision, Novelty, Refusal, Verdict
 from services.consent.store import Loaded, Proof, Store, Subject
 from services.consent.wire import to_wire
 from services.privacy import calendar, chain
@@ -54,6 +54,10 @@ class _Fold:
 def _record(ctx: Context[Store], fold: _Fold, received: Received[ConsentV1]) -> None:
     """Judge one event and take what is new in it into the fold."""
     event = received.event
+    if event.catalogue_version not in catalogues.known().by_version:
+        # nobody can say what was agreed to: no proof, so nothing in force (R-F2)
+        ctx.count(topics.CONSENT, f"refused_{Refusal.CATALOGUE_UNKNOWN.value}")
+        return
     judged = domain.judge(
         event.decision_id,
         [(choice.purpose.value, Verdict(choice.decision.value)) for choice in event.choices],

@@ -10,6 +10,7 @@ import asyncpg
 from services.chassis import db
 from services.consent import chain_store
 from services.consent.domain import Decision, Verdict
+from services.consent.receipts import Recorded
 from services.privacy import chain
 from services.privacy.invariants import D1_NO_DAY_PARTITION_TOO_OLD, D2_INVARIANTS
 
@@ -117,6 +118,33 @@ class Store:
             "SELECT proof_id FROM consent_subject WHERE visitor_id = $1", visitor_id
         )
         return [_decision(row) for row in await self._records([row["proof_id"] for row in rows])]
+
+    async def recorded_of(self, visitor_id: UUID) -> list[Recorded]:
+        """Return a visitor's records with what a receipt says; nothing once the link has gone."""
+        rows = await self._connection.fetch(
+            """
+            SELECT decision_id, purpose, r.proof_id, decision, catalogue_version, wording_version,
+                language, method, decided_at
+            FROM consent_record r JOIN consent_subject s USING (proof_id)
+            WHERE visitor_id = $1 ORDER BY decided_at DESC, decision_id, purpose LIMIT $2
+            """,
+            visitor_id,
+            DECISIONS_PER_PURPOSE_MAX,
+        )
+        return [
+            Recorded(
+                decision_id=row["decision_id"],
+                proof_id=row["proof_id"],
+                purpose=row["purpose"],
+                verdict=Verdict(row["decision"]),
+                catalogue_version=row["catalogue_version"],
+                wording_version=row["wording_version"],
+                language=row["language"],
+                method=row["method"],
+                decided_at=row["decided_at"],
+            )
+            for row in rows
+        ]
 
     async def save(
         self, proofs: Sequence[Proof], subjects: Iterable[Subject], before: Mapping[UUID, Subject]

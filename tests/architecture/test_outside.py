@@ -22,8 +22,8 @@ HARMLESS = frozenset(
         "secrets", "signal", "stat", "sys", "threading", "time", "traceback", "types", "typing",
         "uuid", "wave", "zoneinfo",
         # others: they compute, or answer who asked us
-        "fastapi", "h11", "phonenumbers", "prometheus_client", "pydantic", "pydantic_core",
-        "pydantic_settings",
+        "cryptography", "fastapi", "h11", "phonenumbers", "prometheus_client", "pydantic",
+        "pydantic_core", "pydantic_settings",
         "starlette", "structlog", "typing_extensions", "uuid_utils", "uvicorn",
     }
 )  # fmt: skip

@@ -180,7 +180,8 @@ async def test_an_inserted_link_is_found(
     await owner.execute(
         """
         INSERT INTO consent_chain (part, seq, commitment, hash)
-        SELECT part, $2::bigint, commitment, hash FROM consent_chain WHERE part = $1 AND seq = $2 - 1
+        SELECT part, $2::bigint, commitment, hash FROM consent_chain
+        WHERE part = $1 AND seq = $2 - 1
         """,
         part,
         seq,
@@ -195,7 +196,10 @@ async def test_a_record_past_the_chain_is_found(
     part = await record(bench, new_visitor_id())
     seq = await owner.fetchval("SELECT seq FROM consent_chain_head WHERE part = $1", part)
     await owner.execute(
-        "UPDATE consent_record SET chain_seq = $2::bigint + 7 WHERE chain_part = $1 AND chain_seq = $2",
+        """
+        UPDATE consent_record SET chain_seq = $2::bigint + 7
+        WHERE chain_part = $1 AND chain_seq = $2
+        """,
         part,
         seq,
     )
