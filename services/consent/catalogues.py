@@ -256,7 +256,7 @@ def load(folder: Path = FOLDER) -> Catalogues:
     return Catalogues(by_version=found)
 
 
-def publish(version: str, folder: Path = FOLDER) -> dict[str, str]:
+def fix(version: str, folder: Path = FOLDER) -> dict[str, str]:
     """Fix a version for ever; return its hashes. Again: nothing changes.
 
     Raises:

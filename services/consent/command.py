@@ -94,7 +94,7 @@ async def catalogue(arguments: Sequence[str]) -> int:
 def _on_catalogues(found: argparse.Namespace) -> str:
     folder = catalogues.FOLDER
     if found.act == "publish":
-        hashes = catalogues.publish(found.version)
+        hashes = catalogues.fix(found.version)
         return "".join(f"{found.version} {name} {text}\n" for name, text in hashes.items())
     if found.act == "diff":
         old, new = (catalogues.read(folder / f"{v}.json") for v in (found.old, found.new))

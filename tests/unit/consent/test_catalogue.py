@@ -75,13 +75,13 @@ def test_a_published_version_that_was_changed_is_refused(tmp_path: Path) -> None
     document = deepcopy(FIRST)
     path = tmp_path / "2026-11.1.json"
     path.write_text(json.dumps(document))
-    hashes = catalogues.publish("2026-11.1", tmp_path)
-    assert catalogues.publish("2026-11.1", tmp_path) == hashes
+    hashes = catalogues.fix("2026-11.1", tmp_path)
+    assert catalogues.fix("2026-11.1", tmp_path) == hashes
     document["wording"]["de"]["title"] = "Anders"
     path.write_text(json.dumps(document))
     for act in (
         lambda: catalogues.load(tmp_path),
-        lambda: catalogues.publish("2026-11.1", tmp_path),
+        lambda: catalogues.fix("2026-11.1", tmp_path),
     ):
         with pytest.raises(CatalogueError, match="was changed after it was published"):
             act()
