@@ -16,15 +16,39 @@ from deploy.local import kafka
 from deploy.local.layout import write_private_text
 from deploy.provision import ServiceDatabase
 from services.chassis.declaration import Declaration
+from services.privacy.chain import SigningKeys
 
 HASHING = ("ad_ledger", "call_control")
 """Services whose staff look for numbers or addresses."""
-KEYS_OF = {
-    "ad_ledger": ("view_ticket_keys",),
-    "consent": ("anchor_keys",),
-    "gateway": ("view_ticket_keys", "visit_cookie_keys"),
+RECEIPT_KEYS = {name: f"{name}_receipt_keys" for name in ("ad_ledger", "call_control", "consent")}
+"""Service -> the kind of key that signs its receipts."""
+KEYS_OF: Mapping[str, Mapping[str, str]] = {
+    "ad_ledger": {
+        "view_ticket_keys": "view_ticket_keys",
+        RECEIPT_KEYS["ad_ledger"]: "receipt_keys",
+    },
+    "call_control": {RECEIPT_KEYS["call_control"]: "receipt_keys"},
+    "consent": {
+        RECEIPT_KEYS["consent"]: "receipt_keys",
+        "consent_anchor_keys": "anchor_keys",
+    },
+    "retention": {
+        "retention_anchor_keys": "anchor_keys",
+        **dict.fromkeys(RECEIPT_KEYS.values(), "receipt_public_keys"),
+    },
+    "gateway": {"view_ticket_keys": "view_ticket_keys", "visit_cookie_keys": "visit_cookie_keys"},
 }
-"""Which signing keys a service is told; nobody else knows them."""
+"""Service -> kind of signing key -> the setting by which it is told; nobody else knows them."""
+
+
+def key_text(secrets: Mapping[str, Any], kind: str, setting: str) -> str:
+    """Return the text of a setting that tells of keys: those of a kind, or all public ones."""
+    if setting != "receipt_public_keys":
+        return json.dumps(secrets[kind])
+    public = {name: SigningKeys(secrets[kind]).public() for name, kind in RECEIPT_KEYS.items()}
+    return json.dumps(public)
+
+
 KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR")
 
 
@@ -111,8 +135,8 @@ class Surroundings:
         }
         if declared.database:
             found["DATABASE_URL"] = self.databases[declared.name].url
-        for kind in KEYS_OF.get(declared.name, ()):
-            found[kind.upper()] = json.dumps(self.secrets[kind])
+        for kind, setting in KEYS_OF.get(declared.name, {}).items():
+            found[setting.upper()] = key_text(self.secrets, kind, setting)
         return found
 
     def write_secrets(self) -> None:

@@ -17,7 +17,15 @@ PORT_CHOSEN_MIN = 1024
 PORT_MAX = 32_767
 """Linux gives out ephemeral ports from 32768 up: a server there may find its port taken."""
 
-KEY_KINDS = ("view_ticket_keys", "visit_cookie_keys", "anchor_keys")
+KEY_KINDS = (
+    "view_ticket_keys",
+    "visit_cookie_keys",
+    "ad_ledger_receipt_keys",
+    "call_control_receipt_keys",
+    "consent_receipt_keys",
+    "consent_anchor_keys",
+    "retention_anchor_keys",
+)
 """Signing keys: by key id, the first signs, all verify."""
 
 UDP_NAMES = frozenset({"call_control_sip", "trunk"})

@@ -9,7 +9,6 @@ valid any more, and is then retired.
 import asyncio
 import contextlib
 import fcntl
-import json
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +20,7 @@ import asyncpg
 
 from deploy.access import AccessProvisioner
 from deploy.local.control import State, kafka_login
-from deploy.local.environment import KEYS_OF
+from deploy.local.environment import KEYS_OF, RECEIPT_KEYS, key_text
 from deploy.local.errors import StackError
 from deploy.local.kafka import ADMINISTRATOR
 from deploy.local.layout import KEY_KINDS, Layout, read_document, write_private, write_private_text
@@ -30,11 +29,15 @@ from deploy.provision import Statements, with_role
 from schemas.view_ticket import TICKET_LIFE_S
 from services.chassis.declaration import load
 
+_DAY_S = 24 * 3600
 VALID_FOR_S = {
     "view_ticket_keys": TICKET_LIFE_S,
-    "visit_cookie_keys": 6 * 24 * 3600,
-    # longer than any record that an anchor proves (R-D10)
-    "anchor_keys": 5 * 366 * 24 * 3600,
+    "visit_cookie_keys": 6 * _DAY_S,
+    # a receipt may be read for as long as its topic keeps it
+    **dict.fromkeys(RECEIPT_KEYS.values(), 30 * _DAY_S),
+    # an anchor must verify for as long as there is evidence (R-D10)
+    "retention_anchor_keys": 4 * 366 * _DAY_S,
+    "consent_anchor_keys": 5 * 366 * _DAY_S,
 }
 """How long something signed may be shown: so long an old key must verify."""
 TAKEN_TIMEOUT_S = 30.0
@@ -139,14 +142,14 @@ class Rotation:
         """Let all holders know these keys and wait until they have said so."""
         document[kind] = dict(keys)
         write_private(self._layout.secrets_path, document)
-        holders = [name for name, kinds in KEYS_OF.items() if kind in kinds]
-        before = {name: await self._n_taken(name, kind) for name in holders}
-        for name in holders:
+        holders = {name: kinds[kind] for name, kinds in KEYS_OF.items() if kind in kinds}
+        before = {name: await self._n_taken(name, holders[name]) for name in holders}
+        for name, setting in holders.items():
             prefix = load(name).env_prefix
-            self._write(name, prefix, kind.upper(), {name: json.dumps(keys)})
+            self._write(name, prefix, setting.upper(), {name: key_text(document, kind, setting)})
         deadline_s = time.monotonic() + TAKEN_TIMEOUT_S
-        for name in holders:
-            while await self._n_taken(name, kind) <= before[name]:
+        for name, setting in holders.items():
+            while await self._n_taken(name, setting) <= before[name]:
                 if time.monotonic() > deadline_s:
                     raise StackError(
                         f"{name} has not taken {kind} after {TAKEN_TIMEOUT_S:.0f} s: it may be"
@@ -154,9 +157,9 @@ class Rotation:
                     )
                 await asyncio.sleep(_POLL_S)
 
-    async def _n_taken(self, service: str, kind: str) -> float:
+    async def _n_taken(self, service: str, setting: str) -> float:
         port = self._processes[service]["admin_port"]
-        line = f'{service}_secret_reloads_total{{outcome="taken",secret="{kind}"}}'
+        line = f'{service}_secret_reloads_total{{outcome="taken",secret="{setting}"}}'
         return await metric(port, line) or 0.0
 
 

@@ -14,6 +14,7 @@ from services.ad_ledger.store import DAY_INVARIANTS, EVERY_ROUND, Store
 from services.chassis.clock import sleep
 from services.chassis.db import DayTable
 from services.chassis.service import Service
+from services.privacy.chain import SigningKeys
 from services.privacy.declare import by_day
 from services.privacy.erased import unless_erased
 from services.privacy.executor import Executor, Hooks
@@ -36,9 +37,12 @@ def build(settings: Settings | None = None) -> Service[Store]:
     keys = KeyRing.from_json(settings.view_ticket_keys.get_secret_value())
     service.on_secret("view_ticket_keys", keys.replace)
     handlers = Handlers(keys, LedgerMetrics(registry))
+    receipt_keys = SigningKeys.from_json(settings.receipt_keys.get_secret_value())
+    service.on_secret("receipt_keys", receipt_keys.replace)
     executor = Executor(
         TABLES,
         simulation=settings.simulation,
+        keys=receipt_keys,
         hooks=Hooks(
             before_drop=handlers.close_before_drop,
             busy=handlers.with_held_reservation,

@@ -19,3 +19,5 @@ class Settings(ServiceSettings):
     """How often lots past their life and reservations past their lease are ended."""
     hash_keys_folder: Path | None = None
     """Of the keys under which the access log hashes whom staff looked for; mode 0700."""
+    receipt_keys: SecretStr
+    """JSON `{"<key id>": "<64 hex digits>"}`, Ed25519; the first signs retention's receipts."""

@@ -18,6 +18,7 @@ from services.call_control.switch import Switch
 from services.chassis.clock import SystemClock
 from services.chassis.db import DayTable
 from services.chassis.service import Service
+from services.privacy.chain import SigningKeys
 from services.privacy.declare import by_day
 from services.privacy.erased import unless_erased
 from services.privacy.executor import Executor, Hooks
@@ -52,8 +53,13 @@ def build(settings: Settings | None = None, carrier: CallBackend | None = None) 
             request_age_max_s=settings.request_age_max_s,
         )
     )
+    receipt_keys = SigningKeys.from_json(settings.receipt_keys.get_secret_value())
+    service.on_secret("receipt_keys", receipt_keys.replace)
     executor = Executor(
-        TABLES, simulation=settings.simulation, hooks=Hooks(busy=handlers.with_active_call)
+        TABLES,
+        simulation=settings.simulation,
+        keys=receipt_keys,
+        hooks=Hooks(busy=handlers.with_active_call),
     )
     service.consume(
         {

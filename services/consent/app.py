@@ -35,10 +35,13 @@ def build(settings: Settings | None = None) -> Service[Store]:
         day_tables=[DayTable(name) for name in by_day(TABLES)],
         invariants=INVARIANTS,
     )
+    receipt_keys = SigningKeys.from_json(settings.receipt_keys.get_secret_value())
+    service.on_secret("receipt_keys", receipt_keys.replace)
+    on_orders = on_retention_orders(TABLES, simulation=settings.simulation, keys=receipt_keys)
     service.consume(
         {
             topics.CONSENT: unless_erased(handlers.on_consents),
-            topics.RETENTION_ORDER: on_retention_orders(TABLES, simulation=settings.simulation),
+            topics.RETENTION_ORDER: on_orders,
         },
         first=topics.RETENTION_ORDER,
     )

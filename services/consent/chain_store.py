@@ -82,7 +82,7 @@ async def append(
         sorted(commitments),
     )
     entries = {
-        row["part"]: chain.extend(_entry(row) if row["seq"] else None, commitments[row["part"]])
+        row["part"]: chain.append(_entry(row) if row["seq"] else None, commitments[row["part"]])
         for row in rows
     }
     assert entries.keys() == commitments.keys()
@@ -109,7 +109,7 @@ async def anchor(connection: db.Connection, keys: chain.SigningKeys, day: date) 
         day,
     )
     for row in rows:
-        signed = chain.sign_anchor(keys, chain=chain_name(row["part"]), day=day, head=_entry(row))
+        signed = chain.anchor(keys, chain_name(row["part"]), day, _entry(row))
         # another process may have signed meanwhile: one a day is enough
         await connection.execute(
             """

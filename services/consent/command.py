@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from services.chassis.clock import SystemClock
@@ -15,7 +15,7 @@ from services.consent.declaration import DECLARATION
 from services.consent.settings import Settings
 from services.consent.store import Store
 from services.privacy import chain
-from services.privacy.chain import Finding, SigningKeys, VerifyKeys
+from services.privacy.chain import Entry, Fault, Finding, SigningKeys, VerifyKeys
 
 EXIT_REFUSED = 2
 EXIT_NOT_INTACT = 3
@@ -27,7 +27,7 @@ async def verify(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON, not a table")
     as_json: bool = parser.parse_args(arguments).json
     settings = Settings.load()
-    keys = SigningKeys.from_json(settings.secret("anchor_keys").read()).verify_keys()
+    keys = VerifyKeys(SigningKeys.from_json(settings.secret("anchor_keys").read()).public())
     results = []
     for part in range(chain_store.PARTS):
         async with transaction(
@@ -40,9 +40,12 @@ async def verify(arguments: Sequence[str]) -> int:
 
 def judge(part: Part, keys: VerifyKeys) -> dict[str, Any]:
     """Return what is to be said of one chain, in JSON's types."""
+    by_seq = {entry.seq: entry for entry in part.entries}
     findings = [
-        *chain.verify(part.entries, anchors=part.anchors, keys=keys, head=part.head),
-        *chain.verify_content(part.entries, part.contents),
+        *chain.verify(part.entries),
+        *chain.verify_anchors(by_seq, part.anchors, keys),
+        *_against_head(part),
+        *_against_contents(by_seq, part.contents),
     ]
     return {
         "chain": part.name,
@@ -53,6 +56,28 @@ def judge(part: Part, keys: VerifyKeys) -> dict[str, Any]:
         "anchors": len(part.anchors),
         "findings": [_finding(finding) for finding in findings],
     }
+
+
+def _against_head(part: Part) -> list[Finding]:
+    """Compare the chain's end with the head; an empty chain has a head of number 0."""
+    last = part.entries[-1].seq if part.entries else 0
+    if last < part.head.seq:
+        return [Finding(seq=part.head.seq, fault=Fault.CUT)]
+    if last > part.head.seq:
+        return [Finding(seq=part.head.seq + 1, fault=Fault.CHANGED)]
+    differs = part.entries and part.entries[-1] != part.head
+    return [Finding(seq=last, fault=Fault.CHANGED)] if differs else []
+
+
+def _against_contents(
+    by_seq: Mapping[int, Entry], contents: Mapping[int, tuple[bytes, bytes]]
+) -> Iterator[Finding]:
+    """Compare the records that are left with their links; one without a link was put in."""
+    for seq, (salt, content) in sorted(contents.items()):
+        if seq not in by_seq:
+            yield Finding(seq=seq, fault=Fault.MISSING)
+        elif not chain.is_content_of(by_seq[seq], salt, content):
+            yield Finding(seq=seq, fault=Fault.CONTENT_CHANGED)
 
 
 def _finding(finding: Finding) -> dict[str, Any]:

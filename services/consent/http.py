@@ -1,6 +1,5 @@
 """What the gateway may read."""
 
-import json
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal
@@ -50,8 +49,7 @@ def build_http(
     @app.get("/v1/receipt-keys")
     async def receipt_keys() -> dict[str, str]:
         """Return the public keys (Ed25519, hex) by which receipts and anchors verify."""
-        found: dict[str, str] = json.loads(keys.verify_keys().to_json())
-        return found
+        return keys.public()
 
     @app.get("/v1/catalogue")
     async def catalogue_in_force(language: Literal["de", "en"]) -> dict[str, Any]:

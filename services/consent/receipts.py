@@ -114,7 +114,7 @@ def verify(signed: dict[str, Any], keys: VerifyKeys) -> bool:
     """Whether a receipt, also one read back from JSON, is as it was signed."""
     try:
         signature = bytes.fromhex(signed["signature"])
-        return keys.verify(signed["key_id"], _signed(signed["receipt"]), signature)
+        return keys.is_valid(signed["key_id"], signature, _signed(signed["receipt"]))
     except (KeyError, TypeError, ValueError):
         return False
 

@@ -21,3 +21,6 @@ class Settings(ServiceSettings):
 
     anchor_keys: Annotated[SecretStr, AfterValidator(_are_keys)]
     """Ed25519 seeds, `{key id: 64 hex digits}`; the first signs, all verify."""
+
+    receipt_keys: SecretStr
+    """JSON `{"<key id>": "<64 hex digits>"}`, Ed25519; the first signs retention's receipts."""

@@ -1,58 +1,241 @@
-"""A hash chain over salted commitments, with signed anchors: proof that outlives erasure (K1).
+"""Hash chains over salted commitments: evidence that outlives what it is about (K1, R-D9).
 
-Each entry commits to its content by a salt of its own. Content and salt are kept apart from the
-chain: once they are erased, nothing of the person can be guessed from the commitment, and the
-chain still verifies. What a chain cannot see by itself, its own cut-off end, an anchor or a head
-kept elsewhere shows. Pure.
+A link holds a commitment to a content, not the content. Who has the content and its salt can show
+that it is what was committed to; once the salt is destroyed the commitment says nothing about it,
+and the chain still verifies. An edit, a removal, an insertion or a swap breaks the chain where it
+was done; a cut at its end shows against an anchor, a signed head.
 """
 
 import hashlib
-import hmac
 import json
-import re
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from enum import Enum, StrEnum
+from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+GENESIS = bytes(32)
 SALT_BYTES = 32
-HASH_BYTES = 32
-GENESIS = bytes(HASH_BYTES)
-"""What the first entry of a chain (seq 1) follows."""
+_SEED_BYTES = 32
 
 
-class Fault(StrEnum):
-    """What is wrong with a chain."""
+def canonical(content: Mapping[str, Any]) -> bytes:
+    """Return the one text of a content: sorted names, no spaces, instants in UTC.
 
-    EDITED = "edited"
-    REMOVED = "removed"
-    INSERTED = "inserted"
-    REORDERED = "reordered"
-    TRUNCATED = "truncated"
-    ANCHOR_MISMATCH = "anchor_mismatch"
-    ANCHOR_FORGED = "anchor_forged"
-    CONTENT_FORGED = "content_forged"
+    Raises:
+        TypeError: a value is none of text, whole number, truth value, null, list, mapping, instant,
+            day, UUID: a fraction, for one, has no one text.
+    """
+    return json.dumps(
+        _plain(content), sort_keys=True, separators=(",", ":"), ensure_ascii=False
+    ).encode()
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case datetime():
+            return value.astimezone(UTC).isoformat(timespec="microseconds")
+        case date():
+            return value.isoformat()
+        case UUID():
+            return str(value)
+        case Mapping():
+            return {str(name): _plain(inner) for name, inner in value.items()}
+        case list() | tuple():
+            return [_plain(inner) for inner in value]
+        case _:
+            raise TypeError(f"a {type(value).__name__} has no canonical text")
+
+
+def new_salt() -> bytes:
+    """Return a random salt: without it nobody can try contents against a commitment."""
+    return secrets.token_bytes(SALT_BYTES)
+
+
+def commitment(salt: bytes, content: bytes) -> bytes:
+    """Return the commitment (32 bytes) to a content under a salt."""
+    assert len(salt) == SALT_BYTES
+    return hashlib.sha256(b"commitment\0" + salt + content).digest()
+
+
+def link(previous: bytes, seq: int, committed: bytes) -> bytes:
+    """Return the hash (32 bytes) of a link: of all links before it, its number, its commitment."""
+    assert len(previous) == len(committed) == len(GENESIS)
+    return hashlib.sha256(b"link\0" + previous + seq.to_bytes(8, "big") + committed).digest()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One link; `hash` covers the one before, `seq` (from 1) and `commitment`, 32 bytes each."""
+    """One link as it is stored; the first one has number 1 and follows on `GENESIS`."""
 
     seq: int
     commitment: bytes
     hash: bytes
 
 
+def append(head: Entry | None, commitments: Sequence[bytes]) -> list[Entry]:
+    """Return the links that follow on a head (None = an empty chain)."""
+    seq, previous = (head.seq, head.hash) if head is not None else (0, GENESIS)
+    found = []
+    for number, committed in enumerate(commitments, start=seq + 1):
+        previous = link(previous, number, committed)
+        found.append(Entry(seq=number, commitment=committed, hash=previous))
+    return found
+
+
+class Fault(StrEnum):
+    """What is wrong with a chain at some link."""
+
+    MISSING = "missing"
+    """One or more links before it are not there."""
+    CHANGED = "changed"
+    """It does not follow from what stands before it: edited, inserted or swapped."""
+    CUT = "cut"
+    """An anchor tells of this link, and the chain ends before it."""
+    ANCHOR_DIFFERS = "anchor_differs"
+    """An anchor tells of this link with another hash: the whole chain was made anew."""
+    ANCHOR_FORGED = "anchor_forged"
+    """The anchor of this link has no valid signature."""
+    CONTENT_CHANGED = "content_changed"
+    """Content and salt are there, and are not what was committed to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """A fault, and the number of the link where it shows."""
+
+    seq: int
+    fault: Fault
+
+
+def verify(entries: Iterable[Entry]) -> list[Finding]:
+    """Return what is wrong with a chain, in the order of its links; empty = intact.
+
+    Each fault shows once: verification goes on from what is stored.
+
+    Args:
+        entries: by number.
+    """
+    found = []
+    seq, previous = 0, GENESIS
+    for entry in entries:
+        if entry.seq != seq + 1:
+            found.append(Finding(seq=entry.seq, fault=Fault.MISSING))
+        elif entry.hash != link(previous, entry.seq, entry.commitment):
+            found.append(Finding(seq=entry.seq, fault=Fault.CHANGED))
+        seq, previous = entry.seq, entry.hash
+    return found
+
+
+def is_content_of(entry: Entry, salt: bytes, content: bytes) -> bool:
+    """Whether a content is what a link committed to."""
+    return len(salt) == SALT_BYTES and commitment(salt, content) == entry.commitment
+
+
+# ---------------------------------------------------------------------- signatures
+
+
+class SigningKeys:
+    """Ed25519 keys by id; the first signs. JSON `{"<key id>": "<64 hex digits>"}`, of the seed."""
+
+    def __init__(self, seeds: Mapping[str, str]) -> None:
+        """Read the seeds.
+
+        Raises:
+            ValueError: there are none, or one is not 64 hex digits.
+        """
+        self._keys = _signing(seeds)
+
+    @classmethod
+    def from_json(cls, text: str) -> "SigningKeys":
+        """Read a secret setting.
+
+        Raises:
+            ValueError: it is not of the form.
+        """
+        return cls(_mapping(text))
+
+    def replace(self, text: str) -> None:
+        """Take other keys in place of these; see `from_json`."""
+        self._keys = _signing(_mapping(text))
+
+    def sign(self, message: bytes) -> tuple[str, bytes]:
+        """Return the id of the key and the signature (64 bytes)."""
+        kid, key = next(iter(self._keys.items()))
+        return kid, key.sign(message)
+
+    def public(self) -> dict[str, str]:
+        """Return the public keys as `VerifyKeys` reads them."""
+        return {kid: key.public_key().public_bytes_raw().hex() for kid, key in self._keys.items()}
+
+
+class VerifyKeys:
+    """Public Ed25519 keys by id."""
+
+    def __init__(self, keys: Mapping[str, str]) -> None:
+        """Read public keys of 64 hex digits.
+
+        Raises:
+            ValueError: one is not.
+        """
+        self._keys = {kid: _public(text) for kid, text in keys.items()}
+
+    def is_valid(self, key_id: str, signature: bytes, message: bytes) -> bool:
+        """Whether a signature is one of ours; an unknown key signs nothing."""
+        key = self._keys.get(key_id)
+        if key is None:
+            return False
+        try:
+            key.verify(signature, message)
+        except InvalidSignature:
+            return False
+        return True
+
+
+def _mapping(text: str) -> dict[str, str]:
+    found = json.loads(text)
+    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+        raise ValueError("keys must be a JSON object of texts")
+    return found
+
+
+def _signing(seeds: Mapping[str, str]) -> dict[str, Ed25519PrivateKey]:
+    if not seeds:
+        raise ValueError("there is no signing key")
+    return {kid: _private(seed) for kid, seed in seeds.items()}
+
+
+def _private(seed: str) -> Ed25519PrivateKey:
+    raw = bytes.fromhex(seed)
+    if len(raw) != _SEED_BYTES:
+        raise ValueError("a key must be 64 hex digits")
+    return Ed25519PrivateKey.from_private_bytes(raw)
+
+
+def _public(text: str) -> Ed25519PublicKey:
+    raw = bytes.fromhex(text)
+    if len(raw) != _SEED_BYTES:
+        raise ValueError("a key must be 64 hex digits")
+    return Ed25519PublicKey.from_public_bytes(raw)
+
+
+# ---------------------------------------------------------------------- anchors
+
+
 @dataclass(frozen=True, kw_only=True)
 class Anchor:
-    """What the chain's end was on a day, signed. `hash` is that of the entry `seq`.
+    """A signed head of a chain: kept elsewhere too, it shows a cut, or a chain made anew.
 
-    `chain` names the chain, so that the anchor of one cannot stand for another.
+    Attributes:
+        chain: the chain's name, so that no anchor serves for another one.
+        day: of the anchor (UTC).
     """
 
     chain: str
@@ -63,290 +246,36 @@ class Anchor:
     signature: bytes
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """The first seq from which a fault shows, and its kind."""
-
-    seq: int
-    fault: Fault
+def _anchor_message(chain: str, day: date, seq: int, head_hash: bytes) -> bytes:
+    text = canonical({"chain": chain, "day": day, "seq": seq, "hash": head_hash.hex()})
+    return b"anchor\0" + text
 
 
-def canonical(mapping: Mapping[str, Any]) -> bytes:
-    """Return the only JSON bytes of a mapping: sorted keys, no spaces, instants in RFC 3339 UTC.
-
-    Raises:
-        TypeError: a float (its text is not one on all machines) or an unknown type.
-        ValueError: an instant without its zone.
-    """
-    text = json.dumps(
-        _plain(mapping), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
-    return text.encode()
-
-
-def _plain(value: Any) -> Any:
-    match value:
-        case Enum():
-            return _plain(value.value)
-        case Mapping():
-            if not all(isinstance(key, str) for key in value):
-                raise TypeError("keys are text")
-            return {key: _plain(item) for key, item in value.items()}
-        case list() | tuple():
-            return [_plain(item) for item in value]
-        case _:
-            return _scalar(value)
-
-
-def _scalar(value: Any) -> bool | int | str | None:
-    match value:
-        case None | bool() | int() | str():
-            return value
-        case datetime():
-            if value.tzinfo is None:
-                raise ValueError("an instant needs its zone")
-            return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-        case date() | UUID():
-            return str(value)
-        case _:
-            raise TypeError(f"not canonical: {type(value).__name__}")
-
-
-def commitment(salt: bytes, content: bytes) -> bytes:
-    """Return SHA-256 over salt and content, each after its length (8 bytes, big endian)."""
-    if len(salt) != SALT_BYTES:
-        raise ValueError("a salt has 32 bytes")
-    return hashlib.sha256(_with_length(salt) + _with_length(content)).digest()
-
-
-def link(previous: bytes, seq: int, commitment: bytes) -> bytes:
-    """Return the hash of an entry from that of the one before (`GENESIS` before seq 1)."""
-    if seq < 1 or len(previous) != HASH_BYTES or len(commitment) != HASH_BYTES:
-        raise ValueError("a link takes seq >= 1 and two hashes of 32 bytes")
-    return hashlib.sha256(previous + seq.to_bytes(8, "big") + commitment).digest()
-
-
-def extend(head: Entry | None, commitments: Iterable[bytes]) -> list[Entry]:
-    """Return the entries that follow a head (None: a new chain), one per commitment."""
-    previous, seq = (head.hash, head.seq) if head is not None else (GENESIS, 0)
-    entries = []
-    for each in commitments:
-        seq += 1
-        previous = link(previous, seq, each)
-        entries.append(Entry(seq=seq, commitment=each, hash=previous))
-    return entries
-
-
-def _with_length(part: bytes) -> bytes:
-    return len(part).to_bytes(8, "big") + part
-
-
-class SigningKeys:
-    """Ed25519 seeds by key id; the first signs."""
-
-    def __init__(self, seeds: Mapping[str, bytes]) -> None:
-        """Take `{key id: 32 bytes}`; at least one."""
-        self._take(seeds)
-
-    @classmethod
-    def from_json(cls, text: str) -> "SigningKeys":
-        """Read `{"<kid>": "<64 hex digits>"}` as it stands in settings."""
-        return cls(_parsed(text))
-
-    def replace(self, text: str) -> None:
-        """Take other keys while in use, as `from_json` reads them; the old ones stay on error."""
-        self._take(_parsed(text))
-
-    def _take(self, seeds: Mapping[str, bytes]) -> None:
-        keys = {kid: Ed25519PrivateKey.from_private_bytes(seed) for kid, seed in seeds.items()}
-        self._key_by_kid, self._signing_kid = keys, next(iter(keys))
-
-    def sign(self, payload: bytes) -> tuple[str, bytes]:
-        """Return (key id, signature of 64 bytes)."""
-        return self._signing_kid, self._key_by_kid[self._signing_kid].sign(payload)
-
-    def verify_keys(self) -> "VerifyKeys":
-        """Return the public halves."""
-        return VerifyKeys(
-            {kid: key.public_key().public_bytes_raw() for kid, key in self._key_by_kid.items()}
-        )
-
-
-class VerifyKeys:
-    """Ed25519 public keys by key id; all verify."""
-
-    def __init__(self, keys: Mapping[str, bytes]) -> None:
-        """Take `{key id: 32 bytes}`; at least one."""
-        self._key_by_kid = {
-            kid: Ed25519PublicKey.from_public_bytes(key) for kid, key in keys.items()
-        }
-
-    @classmethod
-    def from_json(cls, text: str) -> "VerifyKeys":
-        """Read `{"<kid>": "<64 hex digits>"}`."""
-        return cls(_parsed(text))
-
-    def to_json(self) -> str:
-        """Return what `from_json` reads."""
-        return json.dumps(
-            {kid: key.public_bytes_raw().hex() for kid, key in self._key_by_kid.items()}
-        )
-
-    def verify(self, kid: str, payload: bytes, signature: bytes) -> bool:
-        """Whether the signature is the payload's under the named key."""
-        key = self._key_by_kid.get(kid)
-        if key is None:
-            return False
-        try:
-            key.verify(signature, payload)
-        except InvalidSignature:
-            return False
-        return True
-
-
-def _parsed(text: str) -> dict[str, bytes]:
-    try:
-        keys = json.loads(text)
-    except ValueError:
-        raise ValueError("keys must be JSON") from None
-    if not isinstance(keys, dict) or not keys:
-        raise ValueError("keys are a JSON object {key id: 64 hex digits}, at least one")
-    for kid, key in keys.items():
-        if not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", kid):
-            raise ValueError("a key id is 1..32 letters, digits, - or _")
-        if not isinstance(key, str) or not re.fullmatch(r"[0-9a-f]{64}", key):
-            raise ValueError("a key has 256 bits (64 hex digits)")
-    return {kid: bytes.fromhex(key) for kid, key in keys.items()}
-
-
-def sign_anchor(keys: SigningKeys, *, chain: str, day: date, head: Entry) -> Anchor:
-    """Return the signed anchor of a chain's end on a day."""
-    kid, signature = keys.sign(_anchored(chain, day, head.seq, head.hash))
+def anchor(keys: SigningKeys, chain: str, day: date, head: Entry) -> Anchor:
+    """Sign a chain's head."""
+    key_id, signature = keys.sign(_anchor_message(chain, day, head.seq, head.hash))
     return Anchor(
-        chain=chain, day=day, seq=head.seq, hash=head.hash, key_id=kid, signature=signature
+        chain=chain, day=day, seq=head.seq, hash=head.hash, key_id=key_id, signature=signature
     )
 
 
-def verify_anchor(keys: VerifyKeys, anchor: Anchor) -> bool:
-    """Whether the anchor is as it was signed, by a key we know."""
-    payload = _anchored(anchor.chain, anchor.day, anchor.seq, anchor.hash)
-    return keys.verify(anchor.key_id, payload, anchor.signature)
-
-
-def _anchored(chain: str, day: date, seq: int, hash_: bytes) -> bytes:
-    return canonical(
-        {"chain": chain, "day": day, "hash": hash_.hex(), "seq": seq, "type": "anchor"}
-    )
-
-
-def verify(
-    entries: Sequence[Entry],
-    *,
-    anchors: Sequence[Anchor] = (),
-    keys: VerifyKeys | None = None,
-    head: Entry | None = None,
+def verify_anchors(
+    entries: Mapping[int, Entry], anchors: Iterable[Anchor], keys: VerifyKeys
 ) -> list[Finding]:
-    """Return what is wrong with a whole chain; nothing = intact.
+    """Return where a chain is not what its anchors say.
 
     Args:
-        entries: as stored, in the order they are claimed to have.
-        anchors: of this chain; one that `keys` does not verify is a finding and proves no more.
-        keys: needed where there are anchors.
-        head: the end as it is known from elsewhere.
+        entries: by number; those that anchors tell of are enough, with the last one.
     """
-    findings: list[Finding] = []
-    first = _first_break(entries)
-    if first is not None:
-        findings.append(first)
-    for anchor in anchors:
-        if keys is None or not verify_anchor(keys, anchor):
-            findings.append(Finding(seq=anchor.seq, fault=Fault.ANCHOR_FORGED))
-        elif (fault := _against(entries, anchor.seq, anchor.hash)) is not None:
-            findings.append(Finding(seq=min(anchor.seq, len(entries) + 1), fault=fault))
-    if head is not None:
-        findings.extend(_against_head(entries, head))
-    return list(dict.fromkeys(findings))
-
-
-def _first_break(entries: Sequence[Entry]) -> Finding | None:
-    previous = GENESIS
-    for position, entry in enumerate(entries):
-        seq = position + 1
-        if entry.seq == seq and entry.hash == link(previous, seq, entry.commitment):
-            previous = entry.hash
-        else:
-            return Finding(seq=seq, fault=_kind(entries, position))
-    return None
-
-
-def _kind(entries: Sequence[Entry], position: int) -> Fault:
-    """Say what most likely happened at the first break."""
-    entry, expected = entries[position], position + 1
-    later = {other.seq for other in entries[position:]}
-    if entry.seq > expected:
-        return Fault.REORDERED if expected in later else Fault.REMOVED
-    if entry.seq < expected:
-        return Fault.INSERTED
-    if sum(other.seq == expected for other in entries[position:]) > 1:
-        return Fault.INSERTED
-    return _kind_of_broken_link(entries, position)
-
-
-def _kind_of_broken_link(entries: Sequence[Entry], position: int) -> Fault:
-    """Tell apart, where numbers were kept or made anew, what became of the contents."""
-    previous = entries[position - 1].hash if position else GENESIS
-    seq = position + 1
-    for other in entries[position + 1 :]:
-        # what belongs here stands further on: behind one that was put in, or in its place
-        if other.hash == link(previous, seq, other.commitment):
-            shifted = other.seq == seq + 1 and len(entries) > seq
-            return (
-                Fault.INSERTED if shifted and not _swapped(entries, position) else Fault.REORDERED
-            )
-    return Fault.EDITED
-
-
-def _swapped(entries: Sequence[Entry], position: int) -> bool:
-    """Whether two neighbours changed places and were numbered anew."""
-    previous = entries[position - 1].hash if position else GENESIS
-    one, other = entries[position], entries[position + 1]
-    seq = position + 1
-    return one.hash == link(link(previous, seq, other.commitment), seq + 1, one.commitment)
-
-
-def _against(entries: Sequence[Entry], seq: int, hash_: bytes) -> Fault | None:
-    if len(entries) < seq:
-        return Fault.TRUNCATED
-    return None if entries[seq - 1].hash == hash_ else Fault.ANCHOR_MISMATCH
-
-
-def _against_head(entries: Sequence[Entry], head: Entry) -> list[Finding]:
-    if head.seq == 0:
-        return [Finding(seq=1, fault=Fault.INSERTED)] if entries else []
-    fault = _against(entries, head.seq, head.hash)
-    if fault is not None:
-        return [Finding(seq=min(head.seq, len(entries) + 1), fault=fault)]
-    if len(entries) > head.seq:
-        return [Finding(seq=head.seq + 1, fault=Fault.INSERTED)]
-    return []
-
-
-def verify_content(
-    entries: Iterable[Entry], contents: Mapping[int, tuple[bytes, bytes]]
-) -> list[Finding]:
-    """Return the entries whose content is not what they committed to.
-
-    Args:
-        entries: of one chain.
-        contents: seq -> (salt, content), for those that were not erased; a seq that the chain
-            does not have was put in past it.
-    """
-    commitment_by_seq = {entry.seq: entry.commitment for entry in entries}
-    findings = []
-    for seq, (salt, content) in sorted(contents.items()):
-        known = commitment_by_seq.get(seq)
-        if known is None:
-            findings.append(Finding(seq=seq, fault=Fault.INSERTED))
-        elif len(salt) != SALT_BYTES or not hmac.compare_digest(known, commitment(salt, content)):
-            findings.append(Finding(seq=seq, fault=Fault.CONTENT_FORGED))
-    return findings
+    last = max(entries, default=0)
+    found = []
+    for one in anchors:
+        message = _anchor_message(one.chain, one.day, one.seq, one.hash)
+        entry = entries.get(one.seq)
+        if not keys.is_valid(one.key_id, one.signature, message):
+            found.append(Finding(seq=one.seq, fault=Fault.ANCHOR_FORGED))
+        elif one.seq > last:
+            found.append(Finding(seq=one.seq, fault=Fault.CUT))
+        elif entry is not None and entry.hash != one.hash:
+            found.append(Finding(seq=one.seq, fault=Fault.ANCHOR_DIFFERS))
+    return found

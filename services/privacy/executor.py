@@ -25,7 +25,8 @@ from services.chassis import db
 from services.chassis.context import Context
 from services.chassis.errors import Poison
 from services.chassis.received import Received
-from services.privacy import erased
+from services.privacy import erased, receipts
+from services.privacy.chain import SigningKeys
 from services.privacy.declare import PartitionOf, Table
 
 AHEAD_MAX = timedelta(minutes=5)
@@ -74,7 +75,12 @@ class Executor:
     """Carries out a service's orders; those that must wait are tried again by `retry`."""
 
     def __init__(
-        self, tables: Sequence[Table], *, simulation: bool, hooks: Hooks | None = None
+        self,
+        tables: Sequence[Table],
+        *,
+        simulation: bool,
+        hooks: Hooks | None = None,
+        keys: SigningKeys | None = None,
     ) -> None:
         """Take what the service declares.
 
@@ -83,7 +89,9 @@ class Executor:
                 answered too, with no counts (D3).
             simulation: whether orders may be as of an instant in the future.
             hooks: the service's own part.
+            keys: sign the receipts; without them retention takes none.
         """
+        self._keys = keys
         self._tables = tuple(tables)
         self._simulation = simulation
         self._hooks = hooks or Hooks()
@@ -99,6 +107,10 @@ class Executor:
         store = _Store(ctx.connection)
         for received in orders:
             order = received.event
+            if order.holder is not None:
+                # about records outside: their holder answers, and nobody else
+                ctx.count(topics.RETENTION_ORDER, "not_ours")
+                continue
             if not self._simulation and order.as_of > ctx.now + AHEAD_MAX:
                 raise Poison("order_from_the_future")
             outcome = await self._take(ctx, store, received)
@@ -116,7 +128,8 @@ class Executor:
             if counts is None:
                 continue
             await store.stop_waiting(order)
-            ctx.outbox.add(topics.RETENTION_RECEIPT, await _record(ctx, store, order, counts))
+            receipt = await _record(ctx, store, order, counts)
+            ctx.outbox.add(topics.RETENTION_RECEIPT, self._signed(receipt))
             n_done += 1
         return n_done
 
@@ -129,7 +142,8 @@ class Executor:
         if done is not None:
             if (done.kind, done.action) != (order.kind, order.action):
                 raise Poison("order_differs")
-            ctx.outbox.add(topics.RETENTION_RECEIPT, done.receipt(ctx.service), cause=received)
+            receipt = self._signed(done.receipt(ctx.service))
+            ctx.outbox.add(topics.RETENTION_RECEIPT, receipt, cause=received)
             return "repeated"
         if await store.is_waiting(order.order_id):
             return "waiting"
@@ -137,9 +151,12 @@ class Executor:
         if counts is None:
             await store.wait(order, ctx.now)
             return "later"
-        receipt = await _record(ctx, store, order, counts)
+        receipt = self._signed(await _record(ctx, store, order, counts))
         ctx.outbox.add(topics.RETENTION_RECEIPT, receipt, cause=received)
         return "carried_out"
+
+    def _signed(self, receipt: RetentionReceiptV1) -> RetentionReceiptV1:
+        return receipt if self._keys is None else receipts.sign(self._keys, receipt)
 
     async def _carry_out(
         self, ctx: Context[Any], store: "_Store", order: RetentionOrderV1
@@ -192,10 +209,15 @@ class Executor:
 
 
 def on_retention_orders(
-    tables: Sequence[Table], *, simulation: bool, before_drop: BeforeDrop = _settle_nothing
+    tables: Sequence[Table],
+    *,
+    simulation: bool,
+    before_drop: BeforeDrop = _settle_nothing,
+    keys: SigningKeys | None = None,
 ) -> OrderHandler:
     """Return the handler of a service whose orders never wait; see `Executor`."""
-    return Executor(tables, simulation=simulation, hooks=Hooks(before_drop=before_drop)).on_orders
+    hooks = Hooks(before_drop=before_drop)
+    return Executor(tables, simulation=simulation, hooks=hooks, keys=keys).on_orders
 
 
 async def _record(

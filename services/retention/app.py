@@ -10,8 +10,12 @@ from schemas import topics
 from services.chassis import errors, logs
 from services.chassis.clock import sleep
 from services.chassis.service import Service
-from services.retention import domain, handlers, kafka, schedule
+from services.privacy import calendar, chain
+from services.privacy.chain import SigningKeys
+from services.privacy.receipts import Signatories
+from services.retention import domain, handlers, kafka, records, schedule
 from services.retention.declaration import DECLARATION
+from services.retention.evidence import CHAIN
 from services.retention.http import build_http
 from services.retention.metrics import Metrics
 from services.retention.person_orders import PersonOrders
@@ -36,12 +40,22 @@ def build(settings: Settings | None = None) -> Service[Store]:
         store=Store,
         invariants=INVARIANTS,
     )
-    tasks = Tasks(service, settings, rules, Metrics(registry))
-    service.consume({topics.RETENTION_RECEIPT: handlers.on_receipts})
+    signatories = Signatories(settings.receipt_public_keys.get_secret_value())
+    service.on_secret("receipt_public_keys", signatories.replace)
+    anchor_keys = SigningKeys.from_json(settings.anchor_keys.get_secret_value())
+    service.on_secret("anchor_keys", anchor_keys.replace)
+    service.consume(
+        {
+            topics.RECORD: records.Records(rules).on_records,
+            topics.RETENTION_RECEIPT: handlers.unless_forged(signatories),
+        }
+    )
     service.serve(build_http(service.transaction))
+    tasks = Tasks(service, settings, rules, Metrics(registry), anchor_keys)
     service.task("sweep", tasks.sweep_for_ever)
     service.task("orders", tasks.watch_orders_for_ever)
     service.task("names", tasks.take_names_away_for_ever)
+    service.task("anchor", tasks.anchor_for_ever)
     service.task("topics", tasks.watch_topics_for_ever)
     return service
 
@@ -55,8 +69,10 @@ class Tasks:
         settings: Settings,
         rules: schedule.Schedule,
         metrics: Metrics,
+        anchor_keys: SigningKeys,
     ) -> None:
         """Take the parts."""
+        self._anchor_keys = anchor_keys
         self._service = service
         self._settings = settings
         self._rules = rules
@@ -69,15 +85,18 @@ class Tasks:
             await sleep(self._settings.sweep_interval_s)
 
     async def sweep(self) -> None:
-        """Order what is due now."""
+        """Order what is due now; lift what ends by itself."""
+        silence = timedelta(seconds=self._settings.order_overdue_after_s)
         async with self._service.transaction() as ctx:
-            await issue(
-                ctx,
-                self._rules,
-                ctx.now,
-                overdue_after=timedelta(seconds=self._settings.order_overdue_after_s),
-            )
-        self._metrics.last_sweep.set(self._service.clock.now().timestamp())
+            # before the drops, so that what a hold kept is due with the rest
+            await PersonOrders(ctx, self._rules, silence).release_ended_threats()
+            await issue(ctx, self._rules, ctx.now, overdue_after=silence)
+        now = self._service.clock.now()
+        self._metrics.last_sweep.set(now.timestamp())
+        today = calendar.berlin_date(now)
+        ends_on = self._rules.level_ends_on(today)
+        ends_at_s = calendar.midnight_in_berlin(ends_on).timestamp() if ends_on > today else 0
+        self._metrics.threat_level_ends.set(ends_at_s)
 
     async def watch_orders_for_ever(self) -> None:
         """Export how many orders are open and overdue (D3)."""
@@ -100,6 +119,21 @@ class Tasks:
         self._metrics.orders_overdue.set(len(overdue))
         if overdue:
             logs.get().error("orders overdue", n=len(overdue))
+
+    async def anchor_for_ever(self) -> None:
+        """Sign the head of the chain of evidence once a day."""
+        while True:
+            await self._unless_weather("anchor", self.anchor)
+            await sleep(self._settings.sweep_interval_s)
+
+    async def anchor(self) -> None:
+        """Sign it now, where the day (UTC) has no anchor yet."""
+        async with self._service.transaction() as ctx:
+            await ctx.store.lock()
+            head, day = await ctx.store.evidence.head(), ctx.now.date()
+            if head is None or await ctx.store.evidence.has_anchor(day):
+                return
+            await ctx.store.evidence.save_anchor(chain.anchor(self._anchor_keys, CHAIN, day, head))
 
     async def take_names_away_for_ever(self) -> None:
         """Take names from orders that are done, or older than they may be."""

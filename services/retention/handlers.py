@@ -5,9 +5,11 @@ from uuid import UUID
 
 from schemas import topics
 from schemas.retention import RetentionReceiptV1
+from services.chassis.consume import Handler
 from services.chassis.context import Context
 from services.chassis.errors import Poison
 from services.chassis.received import Received
+from services.privacy.receipts import Signatories
 from services.retention import domain
 from services.retention.domain import Answer, Count, Receipt
 from services.retention.store import Store
@@ -18,6 +20,20 @@ async def on_receipts(ctx: Context[Store], batch: Sequence[Received[RetentionRec
     answers = await take_receipts(ctx, [_from_wire(received.event) for received in batch])
     for answer in answers:
         ctx.count(topics.RETENTION_RECEIPT, answer.value)
+
+
+def unless_forged(signatories: Signatories) -> Handler:
+    """Return the handler that takes receipts only of those who signed them (R-D9).
+
+    It raises Poison where one is not signed by the service that it names.
+    """
+
+    async def handle(ctx: Context[Store], batch: Sequence[Received[RetentionReceiptV1]]) -> None:
+        if not all(signatories.is_valid(received.event) for received in batch):
+            raise Poison("receipt_not_signed")
+        await on_receipts(ctx, batch)
+
+    return handle
 
 
 async def take_receipts(ctx: Context[Store], receipts: Sequence[Receipt]) -> list[Answer]:

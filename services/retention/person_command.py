@@ -16,16 +16,18 @@ from services.chassis.clock import SystemClock, sleep
 from services.chassis.command import transaction
 from services.chassis.context import Context
 from services.privacy import calendar
+from services.privacy.chain import SigningKeys, VerifyKeys
 from services.retention import schedule
 from services.retention.declaration import DECLARATION
 from services.retention.person_orders import Author, PersonOrders, RefusedError
-from services.retention.protections import Ground, Protection, Scope, Step
+from services.retention.protections import Ground, Protection, Scope, Step, refuse_author
 from services.retention.settings import Settings
 from services.retention.store import Store
-from services.retention.wire import columns
+from services.retention.wire import as_document, as_text, columns
 
-EXIT_OK, EXIT_REFUSED, EXIT_NOT_COMPLETE = 0, 2, 3
+EXIT_OK, EXIT_BROKEN, EXIT_REFUSED, EXIT_NOT_COMPLETE = 0, 1, 2, 3
 _POLL_S = 0.2
+_ANY_CASE = "AUSK-2026-1"
 _VISITORS_READ_MAX = 100_000
 
 Deed = Callable[[PersonOrders], Awaitable[tuple[list[str], list[UUID]]]]
@@ -84,6 +86,7 @@ async def hold(arguments: Sequence[str]) -> int:
 
 def _author_parser(name: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m services.retention {name}")
+    parser.set_defaults(command=name)
     _add_staff(parser)
     parser.add_argument("--case", required=True, help="number of the case file: AUSK-2026-17")
     _add_wait(parser)
@@ -211,7 +214,12 @@ async def _carry_out(found: argparse.Namespace, deed: Deed) -> int:
             await ctx.store.prepare_outbox()
             silence = timedelta(seconds=settings.order_overdue_after_s)
             said, issued = await deed(PersonOrders(ctx, rules, silence))
-    except (RefusedError, schedule.ScheduleError) as error:
+    except RefusedError as error:
+        async with _transaction(settings) as ctx:
+            await _record_refusal(ctx, found, error)
+        sys.stderr.write(f"retention: refused: {error}\n")
+        return EXIT_REFUSED
+    except schedule.ScheduleError as error:
         sys.stderr.write(f"retention: refused: {error}\n")
         return EXIT_REFUSED
     for line in (*said, *(f"order {order_id}" for order_id in issued)):
@@ -220,6 +228,21 @@ async def _carry_out(found: argparse.Namespace, deed: Deed) -> int:
     if not found.wait or not issued:
         return EXIT_OK
     return await _wait(settings, issued, found.timeout_s)
+
+
+async def _record_refusal(
+    ctx: Context[Store], found: argparse.Namespace, error: RefusedError
+) -> None:
+    """Keep that somebody tried; who wrote nonsense in place of their number stands as unknown."""
+    is_known = refuse_author(found.by, _ANY_CASE) is None
+    await ctx.store.lock()
+    await ctx.store.evidence.refuse(
+        ctx.ids.new(),
+        what=getattr(found, "step", found.command),
+        reason=error.refusal.value,
+        staff_id=found.by if is_known else "unknown",
+        now=ctx.now,
+    )
 
 
 def _transaction(settings: Settings) -> AbstractAsyncContextManager[Context[Store]]:
@@ -252,6 +275,19 @@ async def _wait(settings: Settings, issued: Sequence[UUID], timeout_s: float) ->
     ]
     sys.stdout.write(f"{columns(rows)}\n")
     return EXIT_OK if is_complete else EXIT_NOT_COMPLETE
+
+
+async def verify(arguments: Sequence[str]) -> int:
+    """Say whether the chain of evidence is intact; status 1 where it is not."""
+    parser = argparse.ArgumentParser(prog="python -m services.retention verify")
+    parser.add_argument("--json", action="store_true", help="print JSON, not text")
+    as_json = parser.parse_args(arguments).json
+    settings = Settings.load()
+    keys = SigningKeys.from_json(settings.anchor_keys.get_secret_value())
+    async with _transaction(settings) as ctx:
+        found = await ctx.store.evidence.verify(VerifyKeys(keys.public()))
+    sys.stdout.write(f"{as_document(found) if as_json else as_text(found)}\n")
+    return EXIT_BROKEN if found.findings else EXIT_OK
 
 
 async def _list_holds() -> int:

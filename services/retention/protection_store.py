@@ -9,6 +9,7 @@ import asyncpg
 
 from services.chassis import db
 from services.retention.domain import Order
+from services.retention.evidence import Evidence, Item
 from services.retention.protections import Protection, Scope, Step
 
 INVARIANTS = {
@@ -90,6 +91,8 @@ class ProtectionStore:
             found.staff_id,
             found.n_visitors,
         )
+        item = Item("person_order", found.order.order_id)
+        await Evidence(self._connection).chain([item])
 
     async def with_names(
         self, issued_before: datetime, limit: int

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from services.chassis.settings import ServiceSettings
@@ -22,3 +22,7 @@ class Settings(ServiceSettings):
     """Silence for longer than this is an alarm (D3)."""
     order_watch_interval_s: float = Field(default=15.0, gt=0)
     topic_age_interval_s: float = Field(default=60.0, gt=0)
+    receipt_public_keys: SecretStr
+    """JSON, who may sign receipts: `services/privacy/receipts.py`. Replaced like a secret."""
+    anchor_keys: SecretStr
+    """JSON `{"<key id>": "<64 hex digits>"}`, Ed25519; the first signs the evidence's anchors."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from services.retention import domain
 from services.retention.domain import Standing, Sweep
+from services.retention.evidence import Report
 
 
 def describe(standing: Standing) -> dict[str, Any]:
@@ -79,4 +80,32 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
+    )
+
+
+def as_document(report: Report) -> str:
+    """Return a verification of the evidence as JSON."""
+    return json.dumps(
+        {
+            "links": report.n_links,
+            "contents": report.n_contents,
+            "anchors": report.n_anchors,
+            "is_intact": not report.findings,
+            "findings": [
+                {"seq": found.seq, "fault": found.fault.value} for found in report.findings
+            ],
+        }
+    )
+
+
+def as_text(report: Report) -> str:
+    """Return a verification of the evidence as a page of text."""
+    head = (
+        f"{report.n_links} links, {report.n_contents} of them with their content, "
+        f"{report.n_anchors} anchors"
+    )
+    if not report.findings:
+        return f"{head}: intact"
+    return "\n".join(
+        [f"{head}: NOT INTACT", *(f"link {f.seq}: {f.fault.value}" for f in report.findings)]
     )

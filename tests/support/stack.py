@@ -155,6 +155,7 @@ class World:
         databases: by service name.
         environments: by service name: all a service needs, e.g. for a subprocess.
         ports: free ports, by name (`deploy.local.environment.port_names`).
+        keys: signing keys by kind (`deploy.local.layout.KEY_KINDS`), also of services not run here.
     """
 
     infrastructure: Infrastructure
@@ -165,6 +166,7 @@ class World:
     environments: Mapping[str, Mapping[str, str]]
     ports: Mapping[str, int]
     kafka_passwords: Mapping[str, str]
+    keys: Mapping[str, Mapping[str, str]]
     processes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
     @property
@@ -292,6 +294,7 @@ async def make_world(
                 url = databases[declared.name].migrate_url
                 await db.migrate(url, declared.migration_folders)
     ports = choose_ports(port_names(declarations), {}, {}, seed=prefix)
+    keys = {kind: {"k1": secrets.token_hex(32)} for kind in KEY_KINDS}
     surroundings = Surroundings(
         declarations=declarations,
         kafka_bootstrap=servers.kafka.bootstrap,
@@ -300,10 +303,7 @@ async def make_world(
         kafka_ca_file=servers.kafka.ca_file,
         databases=databases,
         ports=ports,
-        secrets={
-            "kafka_passwords": kafka_passwords,
-            **{kind: {"k1": secrets.token_hex(32)} for kind in KEY_KINDS},
-        },
+        secrets={"kafka_passwords": kafka_passwords, **keys},
         simulation=simulation,
         overrides={},
         source=ROOT,
@@ -317,6 +317,7 @@ async def make_world(
         environments={declared.name: surroundings.of(declared) for declared in declarations},
         ports=ports,
         kafka_passwords=kafka_passwords,
+        keys=keys,
     )
 
 

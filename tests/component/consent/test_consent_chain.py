@@ -19,7 +19,7 @@ from services.consent import chain_store
 from services.consent.command import judge
 from services.consent.handlers import on_consents
 from services.consent.store import Store
-from services.privacy.chain import SigningKeys
+from services.privacy.chain import SigningKeys, VerifyKeys
 from tests.support.bench import Bench, new_visitor_id, open_bench, received
 from tests.support.stack import World
 
@@ -87,7 +87,7 @@ async def faults(
     connection: "asyncpg.Connection[Any]", part: int, keys: SigningKeys
 ) -> list[tuple[str, int]]:
     """Return what `verify` finds in a chain, by kind and place."""
-    found = judge(await chain_store.read_part(connection, part), keys.verify_keys())
+    found = judge(await chain_store.read_part(connection, part), VerifyKeys(keys.public()))
     assert found["intact"] == (not found["findings"])
     return [(finding["fault"], finding["seq"]) for finding in found["findings"]]
 
@@ -117,21 +117,21 @@ async def test_each_record_is_in_its_proofs_chain_and_verifies(
 EDITS = {
     "edit_of_a_record": (
         "UPDATE consent_record SET decision = 'refused' WHERE chain_part = $1 AND chain_seq = $2",
-        [("content_forged", 0)],
+        [("content_changed", 0)],
     ),
     "edit_of_an_instant": (
         """
         UPDATE consent_record SET decided_at = decided_at - interval '1 second'
         WHERE chain_part = $1 AND chain_seq = $2
         """,
-        [("content_forged", 0)],
+        [("content_changed", 0)],
     ),
     "edit_of_a_link": (
         """
         UPDATE consent_chain SET commitment = decode(repeat('ab', 32), 'hex')
         WHERE part = $1 AND seq = $2
         """,
-        [("edited", 0), ("content_forged", 0)],
+        [("changed", 0), ("content_changed", 0)],
     ),
 }
 
@@ -155,7 +155,7 @@ async def test_a_dropped_link_is_found_where_it_was(
     part = await record(bench, new_visitor_id())
     seq = await owner.fetchval("SELECT seq - 2 FROM consent_chain_head WHERE part = $1", part)
     await owner.execute("DELETE FROM consent_chain WHERE part = $1 AND seq = $2", part, seq)
-    assert ("removed", seq) in await faults(owner, part, keys)
+    assert ("missing", seq + 1) in await faults(owner, part, keys)
 
 
 async def test_swapped_links_are_found(
@@ -168,7 +168,7 @@ async def test_swapped_links_are_found(
         await owner.execute(
             "UPDATE consent_chain SET seq = $3 WHERE part = $1 AND seq = $2", part, old, new
         )
-    assert ("reordered", seq) in await faults(owner, part, keys)
+    assert ("changed", seq) in await faults(owner, part, keys)
 
 
 async def test_an_inserted_link_is_found(
@@ -186,7 +186,7 @@ async def test_an_inserted_link_is_found(
         part,
         seq,
     )
-    assert ("edited", seq) in await faults(owner, part, keys)
+    assert ("changed", seq) in await faults(owner, part, keys)
 
 
 async def test_a_record_past_the_chain_is_found(
@@ -203,7 +203,7 @@ async def test_a_record_past_the_chain_is_found(
         part,
         seq,
     )
-    assert await faults(owner, part, keys) == [("inserted", seq + 7)]
+    assert await faults(owner, part, keys) == [("missing", seq + 7)]
 
 
 async def test_a_cut_off_end_is_found_by_the_anchor_though_the_head_was_cut_too(
@@ -225,7 +225,7 @@ async def test_a_cut_off_end_is_found_by_the_anchor_though_the_head_was_cut_too(
         part,
         seq,
     )
-    assert await faults(owner, part, keys) == [("truncated", seq)]
+    assert await faults(owner, part, keys) == [("cut", seq)]
 
 
 async def test_erased_records_leave_a_chain_that_verifies(
@@ -236,7 +236,9 @@ async def test_erased_records_leave_a_chain_that_verifies(
     gone = await owner.fetch("DELETE FROM consent_record WHERE chain_part = $1 RETURNING *", part)
     assert await faults(owner, part, keys) == []
     left = await chain_store.read_part(owner, part)
-    assert judge(left, keys.verify_keys())["without_record"] == len(left.entries) >= len(gone)
+    assert (
+        judge(left, VerifyKeys(keys.public()))["without_record"] == len(left.entries) >= len(gone)
+    )
     kept = b"".join(entry.commitment + entry.hash for entry in left.entries)
     for row in gone:
         for secret in (row["salt"], row["proof_id"].bytes, row["decision_id"].bytes):

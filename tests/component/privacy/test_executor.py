@@ -1,5 +1,6 @@
 """The executor of retention orders on real PostgreSQL (R-D5, R-D9, D1, D3, D4)."""
 
+import json
 from collections.abc import AsyncIterator
 from datetime import date, timedelta
 from typing import Any
@@ -20,8 +21,10 @@ from services.chassis.errors import Poison
 from services.chassis.ids import TimeOrderedIds
 from services.consent.classification import TABLES
 from services.consent.store import Store
+from services.privacy.chain import SigningKeys
 from services.privacy.declare import Table
 from services.privacy.executor import BeforeDrop, on_retention_orders
+from services.privacy.receipts import Signatories
 from tests.support.bench import Bench, new_visitor_id, open_bench, received
 from tests.support.stack import World
 
@@ -73,10 +76,11 @@ async def carry_out(
     bench: Bench[Store],
     *orders: RetentionOrderV1,
     simulation: bool = False,
+    keys: SigningKeys | None = None,
     **hook: BeforeDrop,
 ) -> list[RetentionReceiptV1]:
     """Handle orders as one poll and return the receipts that it enqueued."""
-    handle = on_retention_orders(TABLES, simulation=simulation, **hook)
+    handle = on_retention_orders(TABLES, simulation=simulation, keys=keys, **hook)
     async with bench.transaction() as ctx:
         await handle(ctx, [received(topics.RETENTION_ORDER, one, bench.now) for one in orders])
         return bench.enqueued(ctx, topics.RETENTION_RECEIPT, RetentionReceiptV1)
@@ -113,6 +117,28 @@ async def test_the_same_order_again_gets_the_same_receipt_and_does_nothing(
     (third,) = await carry_out(bench, issued)
     assert first == second == third
     assert (await days(bench)).get(day) == 1
+
+
+async def test_a_receipt_is_signed_by_its_service(bench: Bench[Store]) -> None:
+    """R-D9: the first time and again; another service's key, or another count, is no signature."""
+    keys, other = SigningKeys({"k1": "11" * 32}), SigningKeys({"k1": "22" * 32})
+    issued = order(bench, bench.now.date() - timedelta(days=20))
+    first, second = await carry_out(bench, issued, issued, keys=keys)
+    assert first == second
+    signatories = Signatories(json.dumps({"consent": keys.public(), "ad_ledger": other.public()}))
+    assert signatories.is_valid(first)
+    more = first.counts[0].model_copy(update={"n_rows": 7})
+    for change in (
+        {"service": "ad_ledger"},
+        {"service": "call_control"},
+        {"order_id": IDS.new()},
+        {"counts": (more,)},
+        {"key_id": "k2"},
+        {"signature": None, "key_id": None},
+    ):
+        assert not signatories.is_valid(first.model_copy(update=change))
+    outside = first.model_copy(update={"service": "billing", "signature": None, "key_id": None})
+    assert signatories.is_valid(outside)
 
 
 async def test_a_kind_that_the_service_does_not_hold_is_answered_too(bench: Bench[Store]) -> None:

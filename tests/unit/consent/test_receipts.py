@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from services.consent import receipts
 from services.consent.domain import Verdict
 from services.consent.receipts import Recorded
-from services.privacy.chain import SigningKeys
+from services.privacy.chain import SigningKeys, VerifyKeys
 
-KEYS = SigningKeys({"k1": bytes(range(32))})
+KEYS = SigningKeys({"k1": bytes(range(32)).hex()})
 AT = datetime(2026, 11, 23, 12, tzinfo=UTC)
 CONTROLLER = "https://callpartner.de/"
 
@@ -38,7 +38,7 @@ def test_a_decision_has_one_receipt_with_all_its_purposes() -> None:
     (signed,) = receipts.receipts(rows, controller=CONTROLLER, keys=KEYS)
     said = json.loads(receipts.as_json(signed))["receipt"]
     assert said["@type"] == "dpv:ConsentReceipt"
-    assert said["dct:issued"] == "2026-11-23T12:01:00.000000Z"
+    assert said["dct:issued"] == "2026-11-23T12:01:00.000000+00:00"
     assert said["dpv:hasDataSubject"] == {"@id": f"urn:uuid:{UUID(int=99)}"}
     assert said["dpv:hasNotice"]["dct:identifier"] == "2026-11.1"
     assert [(p["dct:title"], p["dpv:hasConsentStatus"]["@id"]) for p in said["dpv:hasProcess"]] == [
@@ -61,7 +61,7 @@ def test_a_withdrawal_gets_a_termination_receipt(verdict: Verdict) -> None:
 def test_a_receipt_verifies_as_it_was_handed_out_and_not_otherwise() -> None:
     """R-F2: read back from its JSON, without us; one word changed and it does not."""
     (signed,) = receipts.receipts([recorded(1)], controller=CONTROLLER, keys=KEYS)
-    verify_keys = KEYS.verify_keys()
+    verify_keys = VerifyKeys(KEYS.public())
     text = receipts.as_json(signed).decode()
     assert receipts.verify(json.loads(text), verify_keys)
     for old, new in (("ConsentGiven", "ConsentRefused"), ("12:01", "12:02"), ("k1", "k2")):

@@ -1,8 +1,10 @@
-"""The hash chain: every attack is found, erasure is none (K1)."""
+"""Chains attacked: edited, dropped, inserted, swapped, cut, made anew (K1, R-D9)."""
 
-import hashlib
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta, timezone
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -10,168 +12,167 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.privacy import chain
-from services.privacy.chain import Entry, Fault, Finding
+from services.privacy.chain import Entry, Fault, Finding, SigningKeys, VerifyKeys
 
 DAY = date(2026, 11, 23)
-KEYS = chain.SigningKeys({"a1": bytes(range(32))})
-OTHER = chain.SigningKeys({"a1": bytes(range(1, 33))})
+KEYS = SigningKeys({"k1": "11" * 32})
+PUBLIC = VerifyKeys(KEYS.public())
+SALTS = [bytes([n]) * 32 for n in range(40)]
 
 
-def _chain(n: int) -> list[Entry]:
-    salts = [hashlib.sha256(bytes([i])).digest() for i in range(n)]
-    return chain.extend(None, [chain.commitment(salt, b"x") for salt in salts])
+def made(n: int) -> list[Entry]:
+    commitments = [chain.commitment(SALTS[i], str(i).encode()) for i in range(n)]
+    return chain.append(None, commitments)
 
 
-CHAINS = st.integers(3, 12).map(_chain)
+def by_seq(entries: list[Entry]) -> dict[int, Entry]:
+    return {entry.seq: entry for entry in entries}
 
 
-@given(CHAINS)
-def test_an_untouched_chain_has_no_findings(entries: list[Entry]) -> None:
+def anchored(entries: list[Entry]) -> chain.Anchor:
+    return chain.anchor(KEYS, "orders", DAY, entries[-1])
+
+
+@given(st.lists(st.integers(0, 7), max_size=6))
+def test_a_chain_is_the_same_however_it_is_cut_into_transactions(sizes: list[int]) -> None:
     """K1."""
-    anchor = chain.sign_anchor(KEYS, chain="c/0", day=DAY, head=entries[1])
-    assert chain.verify(entries, anchors=[anchor], keys=KEYS.verify_keys(), head=entries[-1]) == []
+    entries: list[Entry] = []
+    for size in sizes:
+        start = len(entries)
+        more = [chain.commitment(SALTS[start + i], b"%d" % (start + i)) for i in range(size)][:5]
+        if start + len(more) > len(SALTS) - 8:
+            break
+        entries += chain.append(entries[-1] if entries else None, more)
+    assert chain.verify(entries) == []
+    assert [entry.seq for entry in entries] == list(range(1, len(entries) + 1))
 
 
-def test_the_first_hash_is_what_another_can_compute() -> None:
-    """The construction, written out once more: others verify without our code."""
-    salt = bytes(32)
-    committed = hashlib.sha256(b"\0" * 7 + b"\x20" + salt + b"\0" * 7 + b"\x02" + b"{}").digest()
-    assert chain.commitment(salt, b"{}") == committed
-    one = hashlib.sha256(bytes(32) + b"\0" * 7 + b"\x01" + committed).digest()
-    assert chain.extend(None, [committed]) == [Entry(seq=1, commitment=committed, hash=one)]
+def edited(entries: list[Entry], at: int) -> list[Entry]:
+    other = chain.commitment(SALTS[39], b"forged")
+    return [replace(e, commitment=other) if e.seq == at else e for e in entries]
 
 
-@given(CHAINS, st.data())
-def test_an_edited_entry_is_found_where_it_is(entries: list[Entry], data: st.DataObject) -> None:
-    """K1: edit."""
-    at = data.draw(st.integers(0, len(entries) - 1))
-    entries[at] = replace(entries[at], commitment=bytes(31) + b"\1")
-    assert chain.verify(entries) == [Finding(seq=at + 1, fault=Fault.EDITED)]
+def edited_with_its_hash(entries: list[Entry], at: int) -> list[Entry]:
+    """The forger also mends the link's own hash: then the next one gives it away."""
+    before = entries[at - 2].hash if at > 1 else chain.GENESIS
+    other = chain.commitment(SALTS[39], b"forged")
+    (entry,) = [
+        replace(e, commitment=other, hash=chain.link(before, at, other))
+        for e in entries
+        if e.seq == at
+    ]
+    return [*entries[: at - 1], entry, *entries[at:]]
 
 
-@given(CHAINS, st.data())
-def test_a_removed_entry_is_found(entries: list[Entry], data: st.DataObject) -> None:
-    """K1: drop."""
-    at = data.draw(st.integers(0, len(entries) - 2))
-    del entries[at]
-    assert chain.verify(entries) == [Finding(seq=at + 1, fault=Fault.REMOVED)]
+def dropped(entries: list[Entry], at: int) -> list[Entry]:
+    return [e for e in entries if e.seq != at]
 
 
-@given(entries=CHAINS, data=st.data(), renumbered=st.booleans())
-def test_an_inserted_entry_is_found(
-    entries: list[Entry], data: st.DataObject, *, renumbered: bool
+def swapped(entries: list[Entry], at: int) -> list[Entry]:
+    one, two = entries[at - 1], entries[at]
+    return [
+        *entries[: at - 1],
+        replace(two, seq=one.seq),
+        replace(one, seq=two.seq),
+        *entries[at + 1 :],
+    ]
+
+
+def inserted(entries: list[Entry], at: int) -> list[Entry]:
+    false = chain.append(entries[at - 1], [chain.commitment(SALTS[39], b"false")])
+    later = [replace(e, seq=e.seq + 1) for e in entries[at:]]
+    return [*entries[:at], *false, *later]
+
+
+@pytest.mark.parametrize(
+    ("attack", "at", "found"),
+    [
+        (edited, 4, [(4, Fault.CHANGED)]),
+        (edited_with_its_hash, 4, [(5, Fault.CHANGED)]),
+        (dropped, 4, [(5, Fault.MISSING)]),
+        (dropped, 1, [(2, Fault.MISSING)]),
+        (swapped, 4, [(4, Fault.CHANGED), (5, Fault.CHANGED), (6, Fault.CHANGED)]),
+        (inserted, 4, [(n, Fault.CHANGED) for n in range(6, 11)]),
+    ],
+)
+def test_an_attack_shows_where_it_was_made(
+    attack: Callable[[list[Entry], int], list[Entry]], at: int, found: list[tuple[int, Fault]]
 ) -> None:
-    """K1: insert, with the numbers behind it made anew or not."""
-    at = data.draw(st.integers(0, len(entries) - 1))
-    entries.insert(at, Entry(seq=at + 1, commitment=bytes(32), hash=bytes(32)))
-    if renumbered:
-        entries[at + 1 :] = [replace(entry, seq=entry.seq + 1) for entry in entries[at + 1 :]]
-    assert chain.verify(entries) == [Finding(seq=at + 1, fault=Fault.INSERTED)]
+    """K1, R-D9."""
+    expected = [Finding(seq=seq, fault=fault) for seq, fault in found]
+    assert chain.verify(attack(made(9), at)) == expected
 
 
-@given(entries=CHAINS, data=st.data(), renumbered=st.booleans())
-def test_swapped_entries_are_found(
-    entries: list[Entry], data: st.DataObject, *, renumbered: bool
-) -> None:
-    """K1: swap."""
-    at = data.draw(st.integers(0, len(entries) - 2))
-    entries[at], entries[at + 1] = entries[at + 1], entries[at]
-    if renumbered:
-        entries = [replace(entry, seq=seq) for seq, entry in enumerate(entries, 1)]
-    assert chain.verify(entries) == [Finding(seq=at + 1, fault=Fault.REORDERED)]
-
-
-@given(CHAINS, st.data())
-def test_a_cut_off_end_is_found_by_anchor_and_by_head(
-    entries: list[Entry], data: st.DataObject
-) -> None:
-    """K1: truncation, which the chain itself cannot show."""
-    n = data.draw(st.integers(0, len(entries) - 1))
-    anchor = chain.sign_anchor(KEYS, chain="c/0", day=DAY, head=entries[-1])
-    cut = entries[:n]
-    expected = [Finding(seq=n + 1, fault=Fault.TRUNCATED)]
+def test_a_cut_shows_against_an_anchor_and_only_there() -> None:
+    """K1: what is left of a cut chain is a chain."""
+    whole = made(9)
+    cut = whole[:6]
     assert chain.verify(cut) == []
-    assert chain.verify(cut, anchors=[anchor], keys=KEYS.verify_keys()) == expected
-    assert chain.verify(cut, head=entries[-1]) == expected
+    found = chain.verify_anchors(by_seq(cut), [anchored(whole)], PUBLIC)
+    assert found == [Finding(seq=9, fault=Fault.CUT)]
+    assert chain.verify_anchors(by_seq(whole), [anchored(whole[:4]), anchored(whole)], PUBLIC) == []
 
 
-def test_a_chain_written_anew_is_found_by_its_anchor() -> None:
-    """K1: who recomputes all hashes cannot sign."""
-    entries = _chain(5)
-    anchor = chain.sign_anchor(KEYS, chain="c/0", day=DAY, head=entries[3])
-    forged = chain.extend(None, [bytes(32), *(entry.commitment for entry in entries[1:])])
-    assert chain.verify(forged) == []
-    assert chain.verify(forged, anchors=[anchor], keys=KEYS.verify_keys()) == [
-        Finding(seq=4, fault=Fault.ANCHOR_MISMATCH)
-    ]
+def test_a_chain_made_anew_shows_against_an_anchor() -> None:
+    """K1: a forger who computes every hash again has no key."""
+    anew = chain.append(None, [chain.commitment(SALTS[39], b"%d" % n) for n in range(9)])
+    assert chain.verify(anew) == []
+    found = chain.verify_anchors(by_seq(anew), [anchored(made(9))], PUBLIC)
+    assert found == [Finding(seq=9, fault=Fault.ANCHOR_DIFFERS)]
 
 
-def test_an_anchor_of_another_key_chain_day_or_place_is_forged() -> None:
-    """The signature covers every field."""
-    entries = _chain(3)
-    good = chain.sign_anchor(KEYS, chain="c/0", day=DAY, head=entries[2])
-    verify_keys = KEYS.verify_keys()
-    for bad in (
-        chain.sign_anchor(OTHER, chain="c/0", day=DAY, head=entries[2]),
-        replace(good, chain="c/1"),
-        replace(good, day=DAY + timedelta(days=1)),
-        replace(good, seq=2),
-        replace(good, hash=entries[1].hash),
-        replace(good, key_id="b1"),
-        replace(good, signature=bytes(64)),
-    ):
-        assert chain.verify(entries, anchors=[bad], keys=verify_keys) == [
-            Finding(seq=bad.seq, fault=Fault.ANCHOR_FORGED)
-        ]
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seq": 8},
+        {"hash": bytes(32)},
+        {"day": DAY + timedelta(days=1)},
+        {"chain": "consents"},
+        {"key_id": "k2"},
+        {"signature": bytes(64)},
+    ],
+)
+def test_a_forged_anchor_proves_nothing(change: dict[str, Any]) -> None:
+    """K1: each part of it is signed."""
+    entries = made(9)
+    forged = replace(anchored(entries), **change)
+    found = chain.verify_anchors(by_seq(entries), [forged], PUBLIC)
+    assert found == [Finding(seq=forged.seq, fault=Fault.ANCHOR_FORGED)]
 
 
-def test_content_is_checked_where_it_is_left() -> None:
-    """K1: an erased content is no finding; a forged one and one past the chain are."""
-    salts = [bytes([i]) * 32 for i in range(3)]
-    entries = chain.extend(None, [chain.commitment(salt, b"yes") for salt in salts])
-    assert chain.verify_content(entries, {3: (salts[2], b"yes")}) == []
-    assert chain.verify_content(entries, {2: (salts[1], b"no"), 4: (salts[0], b"yes")}) == [
-        Finding(seq=2, fault=Fault.CONTENT_FORGED),
-        Finding(seq=4, fault=Fault.INSERTED),
-    ]
+def test_after_a_rotation_the_new_key_signs_and_old_anchors_hold() -> None:
+    """Rotation without downtime."""
+    entries = made(3)
+    old = anchored(entries)
+    both = SigningKeys({"k2": "22" * 32, "k1": "11" * 32})
+    new = chain.anchor(both, "orders", DAY, entries[-1])
+    assert (old.key_id, new.key_id) == ("k1", "k2")
+    assert chain.verify_anchors(by_seq(entries), [old, new], VerifyKeys(both.public())) == []
 
 
-def test_canonical_bytes_are_one() -> None:
-    """Key order and zone change nothing; floats, unknown types and bare instants are refused."""
-    at = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
-    there = at.astimezone(timezone(timedelta(hours=1)))
-    uuid = UUID(int=1)
-    assert (
-        chain.canonical({"b": at, "a": [uuid, None, True, "ü"]})
-        == chain.canonical({"a": (uuid, None, True, "ü"), "b": there})
-        == (
-            '{"a":["00000000-0000-0000-0000-000000000001",null,true,"ü"],'
-            '"b":"2026-11-23T12:00:00.000000Z"}'
-        ).encode()
-    )
-    for value in (1.5, b"x", {1: 2}):
-        with pytest.raises(TypeError):
-            chain.canonical({"a": value})
-    with pytest.raises(ValueError, match="zone"):
-        chain.canonical({"a": datetime(2026, 11, 23)})  # noqa: DTZ001
+def test_content_and_salt_show_what_was_committed_to() -> None:
+    """K1: neither alone; and a salt has one length, so that no two pairs meet."""
+    (entry,) = chain.append(None, [chain.commitment(SALTS[0], b"content")])
+    assert chain.is_content_of(entry, SALTS[0], b"content")
+    assert not chain.is_content_of(entry, SALTS[1], b"content")
+    assert not chain.is_content_of(entry, SALTS[0], b"contents")
+    assert not chain.is_content_of(entry, SALTS[0] + b"c", b"ontent")
 
 
-def test_keys_rotate() -> None:
-    """The first signs, all verify."""
-    text = '{"new": "' + "11" * 32 + '", "a1": "' + bytes(range(32)).hex() + '"}'
-    both = chain.SigningKeys.from_json(text)
-    entries = _chain(1)
-    old = chain.sign_anchor(KEYS, chain="c/0", day=DAY, head=entries[0])
-    new = chain.sign_anchor(both, chain="c/0", day=DAY, head=entries[0])
-    verify_keys = chain.VerifyKeys.from_json(both.verify_keys().to_json())
-    assert new.key_id == "new"
-    assert chain.verify_anchor(verify_keys, old)
-    assert chain.verify_anchor(verify_keys, new)
-    assert not chain.verify_anchor(KEYS.verify_keys(), new)
+def test_one_content_has_one_text() -> None:
+    """K1: whatever the order of names or the zone of an instant."""
+    instant = datetime(2026, 11, 23, 1, 0, tzinfo=UTC)
+    berlin = instant.astimezone(timezone(timedelta(hours=1)))
+    one = chain.canonical({"b": [1, True, None], "a": instant, "c": UUID(int=1), "d": DAY})
+    two = chain.canonical({"d": DAY, "c": UUID(int=1), "a": berlin, "b": (1, True, None)})
+    assert one == two
+    assert json.loads(one)["a"] == "2026-11-23T01:00:00.000000+00:00"
+    with pytest.raises(TypeError, match="float"):
+        chain.canonical({"a": 0.1})
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"a": "11"}', '{"a": 1}', '{"a b": "%s"}'])
-def test_bad_keys_are_refused(text: str) -> None:
-    """In one sentence, without the key."""
-    with pytest.raises(ValueError, match="key"):
-        chain.SigningKeys.from_json(text)
+@pytest.mark.parametrize("text", ["{}", "[]", '{"k1": 1}', '{"k1": "11"}', '{"k1": "zz"}', "x"])
+def test_keys_that_are_none_are_refused(text: str) -> None:
+    """A wrong secret is said at the start."""
+    with pytest.raises(ValueError, match=r"."):
+        SigningKeys.from_json(text)

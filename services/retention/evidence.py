@@ -1,0 +1,224 @@
+"""The chain of evidence: each order, receipt and refusal as it was recorded (R-D9, D4).
+
+All SQL of it, and what a row's one text is. Call inside a transaction that holds the store's lock:
+there is one chain, and it has one end.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import asyncpg
+
+from services.chassis import db
+from services.privacy import chain
+from services.privacy.chain import Anchor, Entry, Fault, Finding, VerifyKeys
+
+CHAIN = "retention"
+_BATCH = 5_000
+
+_HEAD = "SELECT seq, commitment, hash FROM retention_chain ORDER BY seq DESC LIMIT 1"
+
+# What a link committed to, read from the rows as they are now. One text per kind of evidence: a
+# column added later must be left out for links that were made before it.
+_CONTENTS: Mapping[str, str] = {
+    "order": """
+        SELECT order_id AS ref, NULL AS service, order_id, kind, requirement, before_day, attempt,
+               as_of, issued_at, overdue_at, expected, action
+        FROM retention_order WHERE order_id = ANY($1)
+    """,
+    "person_order": """
+        SELECT order_id AS ref, NULL AS service, order_id, kinds, from_day, protection_id,
+               case_number, staff_id, n_visitors
+        FROM retention_person_order WHERE order_id = ANY($1)
+    """,
+    "receipt": """
+        SELECT order_id AS ref, service, order_id, service AS answered_by, kind, counts, done_at,
+               received_at
+        FROM retention_receipt WHERE order_id = ANY($1)
+    """,
+    "refusal": """
+        SELECT refusal_id AS ref, NULL AS service, refusal_id, what, reason, staff_id, refused_at
+        FROM retention_refusal WHERE refusal_id = ANY($1)
+    """,
+}
+
+
+class Item(NamedTuple):
+    """One row of evidence: which kind it is of, its id, and for a receipt its service."""
+
+    what: str
+    ref: UUID
+    service: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a verification found.
+
+    Attributes:
+        n_links: links of the chain.
+        n_contents: how many of them still have content and salt, all compared.
+        n_anchors: signed heads.
+    """
+
+    n_links: int
+    n_contents: int
+    n_anchors: int
+    findings: Sequence[Finding]
+
+
+class Evidence:
+    """The chain on one open transaction."""
+
+    def __init__(self, connection: db.Connection) -> None:
+        """Take the transaction's connection."""
+        self._connection = connection
+
+    async def chain(self, items: Sequence[Item]) -> None:
+        """Append rows that this transaction has written, in this order."""
+        contents = await self._contents(items)
+        salts = [chain.new_salt() for _ in items]
+        commitments = [
+            chain.commitment(salt, contents[item]) for salt, item in zip(salts, items, strict=True)
+        ]
+        entries = chain.append(await self.head(), commitments)
+        await self._connection.executemany(
+            """
+            INSERT INTO retention_chain (seq, what, ref, service, commitment, hash)
+            VALUES ($1, $2, $3, $4, $5, $6)
+            """,
+            [
+                (entry.seq, item.what, item.ref, item.service, entry.commitment, entry.hash)
+                for entry, item in zip(entries, items, strict=True)
+            ],
+        )
+        await self._connection.executemany(
+            "INSERT INTO retention_chain_salt (seq, salt) VALUES ($1, $2)",
+            [(entry.seq, salt) for entry, salt in zip(entries, salts, strict=True)],
+        )
+
+    async def refuse(
+        self, refusal_id: UUID, *, what: str, reason: str, staff_id: str, now: datetime
+    ) -> None:
+        """Record that something was asked for and not done."""
+        await self._connection.execute(
+            """
+            INSERT INTO retention_refusal (refusal_id, what, reason, staff_id, refused_at)
+            VALUES ($1, $2, $3, $4, $5)
+            """,
+            refusal_id,
+            what,
+            reason,
+            staff_id,
+            now,
+        )
+        await self.chain([Item("refusal", refusal_id)])
+
+    async def head(self) -> Entry | None:
+        """Return the last link; None of an empty chain."""
+        row = await self._connection.fetchrow(_HEAD)
+        return None if row is None else _entry(row)
+
+    async def has_anchor(self, day: date) -> bool:
+        """Whether a day has its anchor."""
+        found = await self._connection.fetchval(
+            "SELECT true FROM retention_anchor WHERE anchor_day = $1", day
+        )
+        return bool(found)
+
+    async def save_anchor(self, found: Anchor) -> None:
+        """Keep a signed head."""
+        await self._connection.execute(
+            """
+            INSERT INTO retention_anchor (anchor_day, seq, hash, key_id, signature)
+            VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING
+            """,
+            found.day,
+            found.seq,
+            found.hash,
+            found.key_id,
+            found.signature,
+        )
+
+    async def drop(self, before: date) -> int:
+        """Drop what was issued before a day, with its salts; links stay. Returns how much."""
+        found = await self._connection.fetchval("SELECT retention_evidence_drop($1)", before)
+        return int(found)
+
+    # ------------------------------------------------------------------ verification
+
+    async def verify(self, keys: VerifyKeys) -> Report:
+        """Hold the chain, its anchors and all contents that are still there against each other."""
+        rows = await self._connection.fetch(
+            """
+            SELECT c.*, s.salt FROM retention_chain c LEFT JOIN retention_chain_salt s USING (seq)
+            ORDER BY c.seq
+            """
+        )
+        entries = {row["seq"]: _entry(row) for row in rows}
+        anchors = [
+            Anchor(
+                chain=CHAIN,
+                day=row["anchor_day"],
+                seq=row["seq"],
+                hash=row["hash"],
+                key_id=row["key_id"],
+                signature=row["signature"],
+            )
+            for row in await self._connection.fetch(
+                "SELECT * FROM retention_anchor ORDER BY anchor_day"
+            )
+        ]
+        salted = [row for row in rows if row["salt"] is not None]
+        findings = [
+            *chain.verify(entries.values()),
+            *chain.verify_anchors(entries, anchors, keys),
+            *await self._changed(salted, entries),
+        ]
+        return Report(
+            n_links=len(rows),
+            n_contents=len(salted),
+            n_anchors=len(anchors),
+            findings=sorted(findings, key=lambda found: found.seq),
+        )
+
+    async def _changed(
+        self, rows: Sequence[asyncpg.Record], entries: Mapping[int, Entry]
+    ) -> list[Finding]:
+        """Return links whose content is gone or another although their salt is there."""
+        found = []
+        for start in range(0, len(rows), _BATCH):
+            part = rows[start : start + _BATCH]
+            contents = await self._contents([_item(row) for row in part])
+            found += [
+                Finding(seq=row["seq"], fault=Fault.CONTENT_CHANGED)
+                for row in part
+                if not chain.is_content_of(
+                    entries[row["seq"]], row["salt"], contents.get(_item(row), b"")
+                )
+            ]
+        return found
+
+    async def _contents(self, items: Iterable[Item]) -> dict[Item, bytes]:
+        """Return the one text of each row that is there."""
+        refs: dict[str, set[UUID]] = {}
+        for item in items:
+            refs.setdefault(item.what, set()).add(item.ref)
+        found: dict[Item, bytes] = {}
+        for what, ids in refs.items():
+            for row in await self._connection.fetch(_CONTENTS[what], list(ids)):
+                content: dict[str, Any] = dict(row)
+                item = Item(what, content.pop("ref"), content.pop("service"))
+                found[item] = chain.canonical(content)
+        return found
+
+
+def _entry(row: asyncpg.Record) -> Entry:
+    return Entry(seq=row["seq"], commitment=row["commitment"], hash=row["hash"])
+
+
+def _item(row: asyncpg.Record) -> Item:
+    return Item(row["what"], row["ref"], row["service"])
