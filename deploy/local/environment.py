@@ -28,7 +28,10 @@ KEYS_OF: Mapping[str, Mapping[str, str]] = {
         RECEIPT_KEYS["ad_ledger"]: "receipt_keys",
     },
     "call_control": {RECEIPT_KEYS["call_control"]: "receipt_keys"},
-    "consent": {RECEIPT_KEYS["consent"]: "receipt_keys"},
+    "consent": {
+        RECEIPT_KEYS["consent"]: "receipt_keys",
+        "consent_anchor_keys": "anchor_keys",
+    },
     "retention": {
         "retention_anchor_keys": "anchor_keys",
         **dict.fromkeys(RECEIPT_KEYS.values(), "receipt_public_keys"),

@@ -23,6 +23,7 @@ KEY_KINDS = (
     "ad_ledger_receipt_keys",
     "call_control_receipt_keys",
     "consent_receipt_keys",
+    "consent_anchor_keys",
     "retention_anchor_keys",
 )
 """Signing keys: by key id, the first signs, all verify."""

@@ -1,9 +1,9 @@
-"""`python -m services.consent [migrate | disclose … | transfers … | accesses]`."""
+"""`python -m services.consent [migrate | verify | catalogue | disclose | transfers | accesses]`."""
 
 import sys
 
 from services.chassis.service import Command, main
-from services.consent import disclosures
+from services.consent import command, disclosures
 from services.consent.app import build
 from services.consent.declaration import DECLARATION
 from services.consent.settings import Settings
@@ -13,5 +13,7 @@ if __name__ == "__main__":
         "disclose": disclosures.disclose,
         "transfers": disclosures.transfers,
         "accesses": disclosures.accesses,
+        "verify": command.verify,
+        "catalogue": command.catalogue,
     }
     sys.exit(main(DECLARATION, build, Settings, commands))

@@ -8,24 +8,27 @@ from schemas import topics
 from services.chassis.clock import sleep
 from services.chassis.db import DayTable
 from services.chassis.service import Service
-from services.consent import handlers, transfer_store, transfers
+from services.consent import catalogues, handlers, transfer_store, transfers
 from services.consent.classification import TABLES
 from services.consent.declaration import DECLARATION
 from services.consent.http import build_http
 from services.consent.settings import Settings
 from services.consent.store import INVARIANTS
 from services.consent.transfer_store import ConsentStore
+from services.privacy import calendar
 from services.privacy.chain import SigningKeys
 from services.privacy.declare import by_day
 from services.privacy.erased import unless_erased
 from services.privacy.executor import on_retention_orders
 
 _YEARS_EVERY_S = 3600.0
+_ANCHORS_EVERY_S = 600.0
 
 
 def build(settings: Settings | None = None) -> Service[Any]:
     """Return the service, not yet started."""
     settings = settings or Settings.load()
+    catalogues.known()  # one that was changed after its publication stops the start
     registry = CollectorRegistry()
     service: Service[Any] = Service(
         declaration=DECLARATION,
@@ -46,8 +49,13 @@ def build(settings: Settings | None = None) -> Service[Any]:
         },
         first=topics.RETENTION_ORDER,
     )
-    service.serve(build_http(service.transaction))
-    service.task("years", lambda: _maintain_years(service))
+    anchor_keys = SigningKeys.from_json(settings.anchor_keys.get_secret_value())
+    service.on_secret("anchor_keys", anchor_keys.replace)
+    service.serve(build_http(service.transaction, anchor_keys))
+    service.task(
+        "anchors", lambda: service.weatherproof("anchors", lambda: _anchor(service, anchor_keys))
+    )
+    service.task("years", lambda: service.weatherproof("years", lambda: _maintain_years(service)))
     return service
 
 
@@ -56,3 +64,11 @@ async def _maintain_years(service: Service[Any]) -> None:
         async with service.transaction() as ctx:
             await ctx.store.maintain_years()
         await sleep(_YEARS_EVERY_S)
+
+
+async def _anchor(service: Service[Any], keys: SigningKeys) -> None:
+    """Sign each chain's end once a day, as soon as there is one."""
+    while True:
+        async with service.transaction() as ctx:
+            await ctx.store.anchor(keys, calendar.utc_date(ctx.now))
+        await sleep(_ANCHORS_EVERY_S)

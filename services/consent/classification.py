@@ -11,6 +11,7 @@ from services.privacy.declare import (
     Returning,
     Table,
     personal,
+    plain,
 )
 
 TABLES = (
@@ -63,7 +64,7 @@ CLASSIFICATION: Classification = {
     ),
     "consent_record": personal(
         "ends_on decision_id purpose proof_id decision catalogue_version wording_version language"
-        " method decided_at",
+        " method decided_at chain_part chain_seq salt",
         kind=DataKind.CONSENT_RECORD,
         start=PeriodStart.CONSENT_END,
     ),
@@ -87,4 +88,8 @@ CLASSIFICATION: Classification = {
         kind=DataKind.TRANSFER_RECORD,
         start=PeriodStart.EVENT,
     ),
+    # commitments whose salt goes with the record: of nobody once that is gone (K1, ADR 0022)
+    "consent_chain": plain("part seq commitment hash"),
+    "consent_chain_head": plain("part seq commitment hash"),
+    "consent_anchor": plain("part anchored_on seq hash key_id signature"),
 }

@@ -36,6 +36,7 @@ class Refusal(StrEnum):
     PURPOSE_CONTRADICTED = "purpose_contradicted"
     TOO_OLD = "too_old"
     FROM_THE_FUTURE = "from_the_future"
+    CATALOGUE_UNKNOWN = "catalogue_unknown"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Per topic: load, decide, save, enqueue."""
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from uuid import UUID
@@ -9,11 +10,11 @@ from schemas.consent import ConsentV1
 from services.chassis.context import Context
 from services.chassis.errors import Poison
 from services.chassis.received import Received
-from services.consent import domain
-from services.consent.domain import Decision, Novelty, Verdict
+from services.consent import catalogues, domain
+from services.consent.domain import Decision, Novelty, Refusal, Verdict
 from services.consent.store import Loaded, Proof, Store, Subject
 from services.consent.wire import to_wire
-from services.privacy import calendar
+from services.privacy import calendar, chain
 
 Consents = Sequence[Received[ConsentV1]]
 
@@ -53,6 +54,10 @@ class _Fold:
 def _record(ctx: Context[Store], fold: _Fold, received: Received[ConsentV1]) -> None:
     """Judge one event and take what is new in it into the fold."""
     event = received.event
+    if event.catalogue_version not in catalogues.known().by_version:
+        # nobody can say what was agreed to: no proof, so nothing in force (R-F2)
+        ctx.count(topics.CONSENT, f"refused_{Refusal.CATALOGUE_UNKNOWN.value}")
+        return
     judged = domain.judge(
         event.decision_id,
         [(choice.purpose.value, Verdict(choice.decision.value)) for choice in event.choices],
@@ -111,4 +116,5 @@ def _proof(event: ConsentV1, decision: Decision, proof_id: UUID) -> Proof:
         wording_version=event.wording_version,
         language=event.language,
         method=event.method.value,
+        salt=secrets.token_bytes(chain.SALT_BYTES),
     )

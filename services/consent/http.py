@@ -2,19 +2,25 @@
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from typing import Any, Literal
 from uuid import UUID
 
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException, Response
 
 from schemas.consent import ConsentStateV1
 from services.chassis.context import Context
-from services.consent import domain
+from services.consent import catalogues, domain, receipts
 from services.consent.store import Store
 from services.consent.wire import to_wire
+from services.privacy.chain import SigningKeys
+
+CONTROLLER = "https://callpartner.de/"
 
 
-def build_http(transaction: Callable[[], AbstractAsyncContextManager[Context[Store]]]) -> FastAPI:
-    """Return the app; `transaction` opens one."""
+def build_http(
+    transaction: Callable[[], AbstractAsyncContextManager[Context[Store]]], keys: SigningKeys
+) -> FastAPI:
+    """Return the app; `transaction` opens one, `keys` sign receipts."""
     app = FastAPI(title="consent", docs_url=None, redoc_url=None)
 
     @app.get("/v1/visitors/{visitor_id}/consent")
@@ -23,4 +29,45 @@ def build_http(transaction: Callable[[], AbstractAsyncContextManager[Context[Sto
         async with transaction() as ctx:
             return to_wire(visitor_id, domain.states_of(await ctx.store.decisions_of(visitor_id)))
 
+    @app.get("/v1/visitors/{visitor_id}/receipts")
+    async def receipts_of(visitor_id: UUID) -> Response:
+        """Return the signed receipts of a visitor's decisions; of a withdrawal a termination."""
+        async with transaction() as ctx:
+            recorded = await ctx.store.recorded_of(visitor_id)
+        signed = receipts.receipts(recorded, controller=CONTROLLER, keys=keys)
+        # in the very bytes that were signed, so that others can verify without our code
+        content = b"[" + b",".join(map(receipts.as_json, signed)) + b"]"
+        return Response(content, media_type="application/ld+json")
+
+    @app.get("/v1/visitors/{visitor_id}/consent-mode")
+    async def consent_mode_of(visitor_id: UUID) -> dict[str, str]:
+        """Return Google Consent Mode v2's keys as the visitor's choices have them."""
+        async with transaction() as ctx:
+            states = domain.states_of(await ctx.store.decisions_of(visitor_id))
+        return receipts.consent_mode({state.purpose: state.in_force for state in states})
+
+    @app.get("/v1/receipt-keys")
+    async def receipt_keys() -> dict[str, str]:
+        """Return the public keys (Ed25519, hex) by which receipts and anchors verify."""
+        return keys.public()
+
+    @app.get("/v1/catalogue")
+    async def catalogue_in_force(language: Literal["de", "en"]) -> dict[str, Any]:
+        """Return the catalogue in force as it is shown in a language, with its hash."""
+        async with transaction() as ctx:
+            now = ctx.now
+        return _shown(catalogues.known().in_force(now), language)
+
+    @app.get("/v1/catalogues/{version}")
+    async def catalogue_of(version: str, language: Literal["de", "en"]) -> dict[str, Any]:
+        """Return a published version exactly as it was shown (R-F2)."""
+        found = catalogues.known().by_version.get(version)
+        if found is None:
+            raise HTTPException(404, "no such catalogue was published")
+        return _shown(found, language)
+
     return app
+
+
+def _shown(catalogue: catalogues.Catalogue, language: str) -> dict[str, Any]:
+    return {**catalogue.shown(language), "hash": catalogue.hash(language)}

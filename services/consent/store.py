@@ -8,7 +8,10 @@ from uuid import UUID
 import asyncpg
 
 from services.chassis import db
+from services.consent import chain_store
 from services.consent.domain import Decision, Verdict
+from services.consent.receipts import Recorded
+from services.privacy import chain
 from services.privacy.invariants import D1_NO_DAY_PARTITION_TOO_OLD, D2_INVARIANTS
 
 DECISIONS_PER_PURPOSE_MAX = 256
@@ -52,6 +55,7 @@ class Proof:
     wording_version: str
     language: str
     method: str
+    salt: bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +119,33 @@ class Store:
         )
         return [_decision(row) for row in await self._records([row["proof_id"] for row in rows])]
 
+    async def recorded_of(self, visitor_id: UUID) -> list[Recorded]:
+        """Return a visitor's records with what a receipt says; nothing once the link has gone."""
+        rows = await self._connection.fetch(
+            """
+            SELECT decision_id, purpose, r.proof_id, decision, catalogue_version, wording_version,
+                language, method, decided_at
+            FROM consent_record r JOIN consent_subject s USING (proof_id)
+            WHERE visitor_id = $1 ORDER BY decided_at DESC, decision_id, purpose LIMIT $2
+            """,
+            visitor_id,
+            DECISIONS_PER_PURPOSE_MAX,
+        )
+        return [
+            Recorded(
+                decision_id=row["decision_id"],
+                proof_id=row["proof_id"],
+                purpose=row["purpose"],
+                verdict=Verdict(row["decision"]),
+                catalogue_version=row["catalogue_version"],
+                wording_version=row["wording_version"],
+                language=row["language"],
+                method=row["method"],
+                decided_at=row["decided_at"],
+            )
+            for row in rows
+        ]
+
     async def save(
         self, proofs: Sequence[Proof], subjects: Iterable[Subject], before: Mapping[UUID, Subject]
     ) -> None:
@@ -128,10 +159,11 @@ class Store:
         await self._connection.executemany(
             """
             INSERT INTO consent_record (ends_on, decision_id, purpose, proof_id, decision,
-                catalogue_version, wording_version, language, method, decided_at)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+                catalogue_version, wording_version, language, method, decided_at,
+                chain_part, chain_seq, salt)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
             """,
-            [_row(proof) for proof in proofs],
+            await self._chained(proofs),
         )
         moved = [
             (subject, before.get(subject.visitor_id))
@@ -146,6 +178,32 @@ class Store:
             "DELETE FROM consent_subject WHERE subject_day = $1 AND visitor_id = $2",
             [(old.day, old.visitor_id) for _, old in moved if old is not None],
         )
+
+    async def anchor(self, keys: chain.SigningKeys, day: date) -> int:
+        """Sign the end of each chain once a day; return how many were signed."""
+        return await chain_store.anchor(self._connection, keys, day)
+
+    async def chain_part(self, part: int) -> chain_store.Part:
+        """Read all of one chain, to verify it."""
+        return await chain_store.read_part(self._connection, part)
+
+    async def _chained(self, proofs: Sequence[Proof]) -> list[tuple[object, ...]]:
+        """Append the proofs to their chains; return their rows with the places they have there."""
+        by_part: dict[int, list[Proof]] = {}
+        for proof in proofs:
+            by_part.setdefault(chain_store.part_of(proof.proof_id), []).append(proof)
+        entries = await chain_store.append(
+            self._connection,
+            {
+                part: [chain.commitment(proof.salt, _content(proof)) for proof in among]
+                for part, among in by_part.items()
+            },
+        )
+        return [
+            (*_row(proof), part, entry.seq, proof.salt)
+            for part, among in by_part.items()
+            for proof, entry in zip(among, entries[part], strict=True)
+        ]
 
     async def maintain_years(self) -> None:
         """Make the partitions of this year and the next."""
@@ -174,6 +232,10 @@ def _decision(row: asyncpg.Record) -> Decision:
         verdict=Verdict(row["decision"]),
         decided_at=row["decided_at"],
     )
+
+
+def _content(proof: Proof) -> bytes:
+    return chain_store.content_of(dict(zip(chain_store.CONTENT, _row(proof), strict=True)))
 
 
 def _row(proof: Proof) -> tuple[date, UUID, str, UUID, str, str, str, str, str, datetime]:

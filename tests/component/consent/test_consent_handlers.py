@@ -21,11 +21,13 @@ from schemas.consent import (
 from schemas.retention import DataKind, RetentionAction, RetentionOrderV1
 from services.chassis.errors import Poison
 from services.chassis.ids import TimeOrderedIds
+from services.consent import catalogues, chain_store, receipts
 from services.consent.classification import TABLES
 from services.consent.handlers import on_consents
 from services.consent.http import build_http
 from services.consent.store import INVARIANTS, Store
-from services.privacy import calendar
+from services.privacy import calendar, chain
+from services.privacy.chain import SigningKeys, VerifyKeys
 from services.privacy.executor import on_retention_orders
 from services.privacy.invariants import D2_INVARIANTS
 from tests.support.bench import Bench, new_visitor_id, open_bench, received
@@ -33,6 +35,7 @@ from tests.support.stack import World
 
 WORLD_SERVICES = ("consent",)
 IDS = TimeOrderedIds()
+KEYS = SigningKeys({"k1": bytes(range(32)).hex()})
 GIVEN, REFUSED = ConsentDecision.GIVEN, ConsentDecision.REFUSED
 WITHDRAWN = ConsentDecision.WITHDRAWN
 
@@ -144,6 +147,17 @@ async def test_a_visitor_keeps_one_proof_in_the_day_of_the_first_decision(
     assert len(rows) == 3
 
 
+async def test_a_choice_by_a_catalogue_nobody_published_is_a_counted_refusal(
+    bench: Bench[Store],
+) -> None:
+    """R-F2: what was agreed to could not be shown: nothing recorded, nothing in force."""
+    event = consent(new_visitor_id(), (Purpose.MARKETING, GIVEN))
+    event = event.model_copy(update={"catalogue_version": "2019.9"})
+    assert await take(bench, (event, bench.now)) == []
+    rows = await bench.fetch("SELECT FROM consent_record WHERE decision_id = $1", event.decision_id)
+    assert rows == []
+
+
 async def test_refusing_what_is_necessary_is_a_counted_refusal(bench: Bench[Store]) -> None:
     """R-F2: a value with its reason; nothing is recorded, nothing published."""
     event = consent(new_visitor_id(), (Purpose.NECESSARY, REFUSED))
@@ -206,11 +220,32 @@ async def test_any_split_order_and_repetition_ends_in_the_same_state(bench: Benc
 
 
 async def _served(bench: Bench[Store], visitor: UUID) -> ConsentStateV1:
-    transport = httpx.ASGITransport(app=build_http(bench.transaction))
+    transport = httpx.ASGITransport(app=build_http(bench.transaction, KEYS))
     async with httpx.AsyncClient(transport=transport, base_url="http://consent") as client:
         response = await client.get(f"/v1/visitors/{visitor}/consent")
     assert response.status_code == 200
     return ConsentStateV1.model_validate_json(response.content)
+
+
+async def test_a_visitor_gets_receipts_and_the_catalogue_again(bench: Bench[Store]) -> None:
+    """R-F2, R-F3: signed, with a termination for the withdrawal; what was shown, as it was."""
+    visitor, later = new_visitor_id(), bench.now + timedelta(minutes=1)
+    await take(bench, (consent(visitor, (Purpose.MARKETING, GIVEN)), bench.now))
+    await take(bench, (consent(visitor, (Purpose.MARKETING, WITHDRAWN)), later))
+    transport = httpx.ASGITransport(app=build_http(bench.transaction, KEYS))
+    async with httpx.AsyncClient(transport=transport, base_url="http://consent") as client:
+        signed = (await client.get(f"/v1/visitors/{visitor}/receipts")).json()
+        public = VerifyKeys((await client.get("/v1/receipt-keys")).json())
+        modes = (await client.get(f"/v1/visitors/{visitor}/consent-mode")).json()
+        shown = (await client.get("/v1/catalogue", params={"language": "de"})).json()
+        again = await client.get(f"/v1/catalogues/{shown['version']}", params={"language": "de"})
+        unknown = await client.get("/v1/catalogues/2019.9", params={"language": "de"})
+    assert [entry["receipt"]["dct:type"] for entry in signed] == ["decision", "termination"]
+    assert all(receipts.verify(entry, public) for entry in signed)
+    assert modes["ad_storage"] == "denied"
+    assert again.json() == shown
+    assert shown["hash"] == catalogues.published()[shown["version"]]["de"]
+    assert unknown.status_code == 404
 
 
 async def test_a_visitor_without_decision_has_nothing_in_force(bench: Bench[Store]) -> None:
@@ -266,6 +301,11 @@ async def test_a_proof_outlives_its_link_by_years_and_is_then_dropped(bench: Ben
     assert await bench.fetch(count) == [kept]
     await drop(DataKind.CONSENT_RECORD, today.replace(year=ends_year + 1, month=1, day=1))
     assert (await bench.fetch(count))[0]["count"] == 0
+    # the chain is whole though every record and salt has gone (K1)
+    async with bench.transaction() as ctx:
+        parts = [await ctx.store.chain_part(part) for part in range(chain_store.PARTS)]
+    assert sum(len(part.entries) for part in parts) > 0
+    assert all(chain.verify(part.entries) == [] for part in parts)
     # what is being written to is there again
     await take(bench, (consent(new_visitor_id(), (Purpose.MARKETING, GIVEN)), bench.now))
 

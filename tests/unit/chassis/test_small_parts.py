@@ -206,6 +206,7 @@ def test_a_variable_wins_over_a_file_and_is_not_replaced_by_it(tmp_path, monkeyp
         "KAFKA_PASSWORD": "of-the-variable",
         "ADMIN_PORT": "0",
         "RECEIPT_KEYS": "{}",
+        "ANCHOR_KEYS": "{}",
         "SECRETS_FOLDER": str(tmp_path),
     }.items():
         monkeypatch.setenv(f"CONSENT_{name}", text)

@@ -1,0 +1,139 @@
+"""`python -m services.consent verify` and `catalogue`: what a person types."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from services.chassis.clock import SystemClock
+from services.chassis.command import transaction
+from services.consent import catalogues, chain_store
+from services.consent.catalogues import CatalogueError
+from services.consent.chain_store import Part
+from services.consent.declaration import DECLARATION
+from services.consent.settings import Settings
+from services.consent.store import Store
+from services.privacy import chain
+from services.privacy.chain import Entry, Fault, Finding, SigningKeys, VerifyKeys
+
+EXIT_REFUSED = 2
+EXIT_NOT_INTACT = 3
+
+
+async def verify(arguments: Sequence[str]) -> int:
+    """Verify all chains of records and print what was found; 0: intact, 3: not."""
+    parser = argparse.ArgumentParser(prog="python -m services.consent verify")
+    parser.add_argument("--json", action="store_true", help="print JSON, not a table")
+    as_json: bool = parser.parse_args(arguments).json
+    settings = Settings.load()
+    keys = VerifyKeys(SigningKeys.from_json(settings.secret("anchor_keys").read()).public())
+    results = []
+    for part in range(chain_store.PARTS):
+        async with transaction(
+            settings.secret("database_url"), DECLARATION.name, Store, SystemClock()
+        ) as ctx:
+            results.append(judge(await ctx.store.chain_part(part), keys))
+    sys.stdout.write(json.dumps(results, indent=2) + "\n" if as_json else _as_table(results))
+    return 0 if all(result["intact"] for result in results) else EXIT_NOT_INTACT
+
+
+def judge(part: Part, keys: VerifyKeys) -> dict[str, Any]:
+    """Return what is to be said of one chain, in JSON's types."""
+    by_seq = {entry.seq: entry for entry in part.entries}
+    findings = [
+        *chain.verify(part.entries),
+        *chain.verify_anchors(by_seq, part.anchors, keys),
+        *_against_head(part),
+        *_against_contents(by_seq, part.contents),
+    ]
+    return {
+        "chain": part.name,
+        "intact": not findings,
+        "entries": len(part.entries),
+        # erased, or dropped with their year: what they said is gone, the chain is whole
+        "without_record": len({e.seq for e in part.entries} - part.contents.keys()),
+        "anchors": len(part.anchors),
+        "findings": [_finding(finding) for finding in findings],
+    }
+
+
+def _against_head(part: Part) -> list[Finding]:
+    """Compare the chain's end with the head; an empty chain has a head of number 0."""
+    last = part.entries[-1].seq if part.entries else 0
+    if last < part.head.seq:
+        return [Finding(seq=part.head.seq, fault=Fault.CUT)]
+    if last > part.head.seq:
+        return [Finding(seq=part.head.seq + 1, fault=Fault.CHANGED)]
+    differs = part.entries and part.entries[-1] != part.head
+    return [Finding(seq=last, fault=Fault.CHANGED)] if differs else []
+
+
+def _against_contents(
+    by_seq: Mapping[int, Entry], contents: Mapping[int, tuple[bytes, bytes]]
+) -> Iterator[Finding]:
+    """Compare the records that are left with their links; one without a link was put in."""
+    for seq, (salt, content) in sorted(contents.items()):
+        if seq not in by_seq:
+            yield Finding(seq=seq, fault=Fault.MISSING)
+        elif not chain.is_content_of(by_seq[seq], salt, content):
+            yield Finding(seq=seq, fault=Fault.CONTENT_CHANGED)
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    return {"seq": finding.seq, "fault": finding.fault.value}
+
+
+def _as_table(results: Sequence[dict[str, Any]]) -> str:
+    lines = []
+    for result in results:
+        said = ", ".join(f"{f['fault']} at {f['seq']}" for f in result["findings"]) or "intact"
+        lines.append(
+            f"{result['chain']}  {result['entries']} entries, {result['without_record']} without"
+            f" record, {result['anchors']} anchors: {said}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+async def catalogue(arguments: Sequence[str]) -> int:
+    """Validate, compare or publish catalogues; 0: done, 2: refused, with the reason.
+
+    `diff` ends with 0 whatever it finds: what it prints is the answer.
+    """
+    parser = argparse.ArgumentParser(prog="python -m services.consent catalogue")
+    acts = parser.add_subparsers(dest="act", required=True)
+    acts.add_parser("validate", help="read every version, published or not")
+    compare = acts.add_parser("diff", help="what a version changes; whether it asks again")
+    compare.add_argument("old")
+    compare.add_argument("new")
+    acts.add_parser("publish", help="fix a version for ever").add_argument("version")
+    found = parser.parse_args(arguments)
+    try:
+        sys.stdout.write(_on_catalogues(found))
+    except CatalogueError as error:
+        sys.stderr.write(f"consent: catalogue: {error}\n")
+        return EXIT_REFUSED
+    return 0
+
+
+def _on_catalogues(found: argparse.Namespace) -> str:
+    folder = catalogues.FOLDER
+    if found.act == "publish":
+        hashes = catalogues.fix(found.version)
+        return "".join(f"{found.version} {name} {text}\n" for name, text in hashes.items())
+    if found.act == "diff":
+        old, new = (catalogues.read(folder / f"{v}.json") for v in (found.old, found.new))
+        said = catalogues.diff(old, new)
+        lines = [
+            *(f"widens  {name}" for name in said.widens),
+            *(f"other   {n}" for n in said.other),
+        ]
+        return "\n".join([*lines, "asks again" if said.asks_again else "does not ask again", ""])
+    known = catalogues.load()
+    lines = []
+    for path in sorted(folder.glob("*.json")):
+        if path.name != catalogues.PUBLISHED:
+            each = catalogues.read(path)
+            state = "published" if each.version in known.by_version else "draft"
+            lines.append(f"{each.version}  {len(each.entries)} entries  {state}\n")
+    return "".join(lines)
