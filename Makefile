@@ -40,12 +40,13 @@ test-containers: bootstrap ## a chosen part on PostgreSQL and Kafka from their i
 	@STACK=containers $(RUN) -m pytest -n 2 --dist loadscope -m 'not chaos and not perf' \
 	$(CONTAINER_TESTS) $(PYTEST_ARGUMENTS)
 
-check: bootstrap ## static checks: format, lint, types, layers, exported schemas
+check: bootstrap ## static checks: format, lint, types, layers, generated files
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m ruff check .
 	@$(RUN) -m mypy
 	@.venv/bin/lint-imports
 	@$(RUN) -m schemas.export --check
+	@$(RUN) -m services.retention compile --check
 
 up: bootstrap ## start the platform and leave it running (KAFKA_NODES=3, KAFKA_TLS=1, STANDBY=1); data: var/main
 	@$(RUN) -m deploy.local up --kafka-nodes $(KAFKA_NODES) $(if $(KAFKA_TLS),--kafka-tls) $(if $(STANDBY),--standby)
@@ -59,8 +60,9 @@ status: bootstrap ## what runs, where, and is it well
 logs: bootstrap ## follow the logs (SERVICE=gateway for one)
 	@$(RUN) -m deploy.local logs $(SERVICE)
 
-export: bootstrap ## write JSON Schema and AsyncAPI anew
+export: bootstrap ## write anew what is generated: JSON Schema, AsyncAPI, notice tables, alerts
 	@$(RUN) -m schemas.export
+	@$(RUN) -m services.retention compile
 
 bench: bootstrap ## measure the ad-view path beside COPY and a naive consumer; no verdict
 	@$(RUN) -m benchmarks.ad_view

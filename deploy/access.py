@@ -25,7 +25,15 @@ from confluent_kafka.admin import (
 )
 
 from deploy.errors import ProvisionError
-from schemas.topics import ALL_TOPICS, REGISTRY, Topic
+from schemas.topics import (
+    ALL_TOPICS,
+    OUTSIDE,
+    RECORD_SOURCE,
+    REGISTRY,
+    RETENTION_ORDER,
+    RETENTION_RECEIPT,
+    Topic,
+)
 from services.chassis.declaration import Declaration
 from services.chassis.kafka import MECHANISM, KafkaLogin
 
@@ -56,8 +64,8 @@ class Right:
 
 
 def user_names(declarations: Iterable[Declaration], prefix: str = "") -> list[str]:
-    """Return the users that need a password: every service, and staff by task."""
-    return [f"{prefix}{name}" for name in (*(d.name for d in declarations), *STAFF)]
+    """Return the users that need a password: every service, staff by task, systems outside."""
+    return [f"{prefix}{name}" for name in (*(d.name for d in declarations), *STAFF, *OUTSIDE)]
 
 
 def rights(
@@ -68,7 +76,7 @@ def rights(
     kafka_prefix: str = "",
     simulation: bool = False,
 ) -> set[Right]:
-    """Return all rights of the given services and of staff; what is not here is refused.
+    """Return all rights of services, staff and systems outside; what is not here is refused.
 
     Args:
         topics: which exist; rights to others are left out.
@@ -80,6 +88,7 @@ def rights(
     wanted = {
         *(right for declared in declarations for right in _of_service(declared, simulation)),
         *_of_dead_letters(),
+        *_of_record_source(),
     }
     return {
         Right(
@@ -116,6 +125,16 @@ def _of_dead_letters() -> Iterable[Right]:
             # a letter without its value is looked up at its origin, and is sent there again
             yield Right(DEAD_LETTERS, "topic", topic.name, "read")
             yield Right(DEAD_LETTERS, "topic", topic.name, "write")
+
+
+def _of_record_source() -> Iterable[Right]:
+    for topic in REGISTRY:
+        if RECORD_SOURCE in topic.producers:
+            yield Right(RECORD_SOURCE, "topic", topic.name, "write")
+    # orders are for all; those that name a holder are carried out and answered by it
+    yield Right(RECORD_SOURCE, "topic", RETENTION_ORDER.name, "read")
+    yield Right(RECORD_SOURCE, "topic", RETENTION_RECEIPT.name, "write")
+    yield Right(RECORD_SOURCE, "group", RECORD_SOURCE, "read")
 
 
 class AccessProvisioner:

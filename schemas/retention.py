@@ -10,6 +10,10 @@ from schemas.wire import Instant, ServerId, VisitorId, WireModel
 
 VISITORS_MAX = 1000
 """Of one order: 40 kB of the 64 kB that a record may have; more visitors are more orders."""
+RECORDS_MAX = 1000
+"""Of one order, as for visitors."""
+HOLDER_PATTERN = r"^[a-z][a-z0-9_]{0,30}$"
+"""Name of who answers an order: a service of ours, or a system outside that keeps records."""
 
 
 class DataKind(StrEnum):
@@ -21,6 +25,36 @@ class DataKind(StrEnum):
     TRAFFIC_DATA = "traffic_data"
     CONSENT_RECORD = "consent_record"
     ACCESS_LOG = "access_log"
+    CONTRACT = "contract"
+    PAID_TRAFFIC = "paid_traffic"
+    CONTACT = "contact"
+    APPLICATION = "application"
+    BLOCK_LIST = "block_list"
+    TRANSFER_RECORD = "transfer_record"
+    DELETION_RECEIPT = "deletion_receipt"
+
+
+RECORD_KINDS = frozenset(
+    {
+        DataKind.CONTRACT,
+        DataKind.PAID_TRAFFIC,
+        DataKind.CONTACT,
+        DataKind.APPLICATION,
+        DataKind.BLOCK_LIST,
+    }
+)
+"""Kinds that fall due record by record, by what other systems tell on the topic `record`."""
+
+
+class DocumentClass(StrEnum):
+    """Classes of documents that commercial and tax law keep for so many years (R-D6)."""
+
+    BOOKING_VOUCHER = "booking_voucher"
+    """Booking vouchers (Buchungsbelege), invoices among them."""
+    BOOKS = "books"
+    """Books, accounts, inventories (Bücher, Abschlüsse, Inventare)."""
+    BUSINESS_LETTER = "business_letter"
+    """Commercial and business letters (Handels- und Geschäftsbriefe)."""
 
 
 class RetentionAction(StrEnum):
@@ -36,6 +70,7 @@ class RetentionAction(StrEnum):
 
 _NAMES_VISITORS = frozenset({RetentionAction.ERASE, RetentionAction.RESTRICT})
 _MAY_NAME_VISITORS = _NAMES_VISITORS | {RetentionAction.HOLD}
+_MAY_NAME_RECORDS = frozenset({RetentionAction.DROP, RetentionAction.RESTRICT})
 _PROTECTS = frozenset(
     {
         RetentionAction.HOLD,
@@ -63,6 +98,10 @@ class RetentionOrderV1(WireModel):
     done, or is due by age.
 
     `other_kinds` stands beside `kind` where an order is about more than one.
+
+    With `record_ids` an order goes to the system that keeps these records, the `holder`, and to
+    nobody else: drop means delete them, restrict means block them (R-D6). `before_day` is then the
+    day after the one on which they were due at the latest, and says nothing of rows.
     """
 
     order_id: ServerId
@@ -74,6 +113,8 @@ class RetentionOrderV1(WireModel):
     visitor_ids: Annotated[tuple[VisitorId, ...], Field(max_length=VISITORS_MAX)] = ()
     from_day: date | None = None
     protection_id: ServerId | None = None
+    record_ids: Annotated[tuple[ServerId, ...], Field(max_length=RECORDS_MAX)] = ()
+    holder: Annotated[str, Field(pattern=HOLDER_PATTERN)] | None = None
     names_gone: bool = False
 
     @property
@@ -91,10 +132,16 @@ class RetentionOrderV1(WireModel):
 
 def _misfit(order: RetentionOrderV1) -> str | None:
     """Say what an order lacks, or carries in vain; a reader must not guess what was meant."""
-    action = order.action
+    if order.record_ids or order.holder is not None:
+        return _misfit_of_records(order)
     if order.names_gone:
-        may_be = not order.visitor_ids and action in _MAY_NAME_VISITORS
-        return None if may_be else f"{action} has no names that could be gone"
+        may_be = not order.visitor_ids and order.action in _MAY_NAME_VISITORS
+        return None if may_be else f"{order.action} has no names that could be gone"
+    return _misfit_of_names(order)
+
+
+def _misfit_of_names(order: RetentionOrderV1) -> str | None:
+    action = order.action
     if action in _NAMES_VISITORS and not order.visitor_ids:
         return f"{action} needs visitor_ids"
     if order.visitor_ids and action not in _MAY_NAME_VISITORS:
@@ -104,6 +151,19 @@ def _misfit(order: RetentionOrderV1) -> str | None:
     if order.other_kinds and action not in _MAY_NAME_VISITORS:
         return f"{action} must not carry other_kinds"
     return _misfit_of_range(order)
+
+
+def _misfit_of_records(order: RetentionOrderV1) -> str | None:
+    if not order.record_ids or order.holder is None:
+        return "record_ids and holder stand together"
+    if order.action not in _MAY_NAME_RECORDS:
+        return f"{order.action} must not carry record_ids"
+    if order.kind not in RECORD_KINDS:
+        return f"{order.kind} is not kept as records"
+    others = (order.visitor_ids, order.other_kinds, order.from_day, order.protection_id)
+    if any(others) or order.names_gone:
+        return "an order with record_ids names no visitors, days, protection or other kinds"
+    return None
 
 
 def _misfit_of_range(order: RetentionOrderV1) -> str | None:
@@ -143,7 +203,7 @@ class RetentionReceiptV1(WireModel):
     """
 
     order_id: ServerId
-    service: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
+    service: Annotated[str, Field(pattern=HOLDER_PATTERN)]
     kind: DataKind
     counts: Annotated[tuple[TableCount, ...], Field(max_length=64)]
     done_at: Instant

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from pydantic_core import to_json
 
-from schemas import ad_view, call, consent, credit, retention, transfer
+from schemas import ad_view, call, consent, credit, record, retention, transfer
 from schemas.retention import DataKind
 from schemas.wire import WireModel
 
@@ -29,6 +29,12 @@ SWEEP_MARGIN_MS = 60_000
 
 MESSAGE_BYTES_MAX = 65_536
 _DEAD_LETTER_SUM_MS = 7 * DAY_MS - 4 * HOUR_MS
+
+RECORD_SOURCE = "record_source"
+"""The systems outside that keep contracts, enquiries, applications: they tell of their records,
+read the orders and answer them. No service of ours."""
+OUTSIDE = (RECORD_SOURCE,)
+"""Who produces, but is no service of ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +261,17 @@ RETENTION_RECEIPT = Topic(
     segment_ms=DAY_MS,
     partitions=1,
 )
+RECORD = Topic(
+    name="record",
+    description="What happened to a record that another system keeps: opaque ids and dates only.",
+    model=record.RecordV1,
+    key="record_id",
+    producers=OUTSIDE,
+    consumers=("retention",),
+    age_max_ms=30 * DAY_MS,
+    segment_ms=DAY_MS,
+    partitions=1,
+)
 
 REGISTRY: tuple[Topic, ...] = (
     AD_VIEW,
@@ -271,6 +288,7 @@ REGISTRY: tuple[Topic, ...] = (
     CALL_END,
     RETENTION_ORDER,
     RETENTION_RECEIPT,
+    RECORD,
 )
 ALL_TOPICS: tuple[Topic, ...] = REGISTRY + tuple(t.dead_letter for t in REGISTRY if t.consumers)
 BY_NAME: dict[str, Topic] = {topic.name: topic for topic in ALL_TOPICS}

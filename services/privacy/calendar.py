@@ -9,6 +9,7 @@ Which way each rule errs, because a partition has rows of a whole day and goes a
   decides: it goes at its limit less the margin, the later ones up to a day before theirs.
 - `Months` as a minimum says until when a row must be kept (a block, a duty to keep). The last row
   decides: it goes when its period is over, the earlier ones up to a day after theirs.
+- `AtOnce` says that nothing is kept beyond its use: the day under way goes too, with all its rows.
 - `CalendarYears` is both: all rows of a Berlin year have one end, and the partition goes then.
 """
 
@@ -21,6 +22,7 @@ from zoneinfo import ZoneInfo
 
 BERLIN = ZoneInfo("Europe/Berlin")
 DAY = timedelta(days=1)
+_TICK = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,12 @@ class Months:
         assert self.bound is Bound.AT_MOST or not self.margin
 
 
-Rule = Rolling | Months | CalendarYears
+@dataclass(frozen=True, kw_only=True)
+class AtOnce:
+    """Nothing is kept: what the start finds is due (R-D2 without a threat, R-D7)."""
+
+
+Rule = Rolling | Months | CalendarYears | AtOnce
 
 
 def drop_before_day(rule: Rule, as_of: datetime) -> date:
@@ -102,6 +109,8 @@ def drop_before_day(rule: Rule, as_of: datetime) -> date:
         case CalendarYears(years=years):
             assert years > 0
             return date(as_of.astimezone(BERLIN).year - years, 1, 1)
+        case AtOnce():
+            return utc_date(as_of) + DAY
         case _:
             assert_never(rule)
 
@@ -120,9 +129,33 @@ def due_at(rule: Rule, start: datetime) -> datetime:
             return (start + length).astimezone(UTC)
         case Months(months=months, bound=bound):
             last_day = add_months(berlin_date(start), months)
-            return _midnight_in_berlin(last_day if bound is Bound.AT_MOST else last_day + DAY)
+            return midnight_in_berlin(last_day if bound is Bound.AT_MOST else last_day + DAY)
         case CalendarYears(years=years):
             return end_of_calendar_years_after(start, years)
+        case AtOnce():
+            return start.astimezone(UTC)
+        case _:
+            assert_never(rule)
+
+
+def goes_at(rule: Rule, start: datetime) -> datetime:
+    """Return the UTC instant from which a row's partition is due: the moment of `drop_before_day`.
+
+    Args:
+        start: aware instant from which the row's period counts.
+    """
+    first = datetime.combine(utc_date(start), time(), UTC)
+    match rule:
+        case Rolling(length=length, margin=margin):
+            return first + length - margin
+        case Months(bound=bound, margin=margin):
+            is_limit = bound is Bound.AT_MOST
+            # a limit looks at the day's first row, a duty to keep at its last
+            return due_at(rule, first) - margin if is_limit else due_at(rule, first + DAY - _TICK)
+        case CalendarYears():
+            return due_at(rule, start)
+        case AtOnce():
+            return first
         case _:
             assert_never(rule)
 
@@ -147,7 +180,8 @@ def _month_end(day: date) -> date:
     return day.replace(day=monthrange(day.year, day.month)[1])
 
 
-def _midnight_in_berlin(day: date) -> datetime:
+def midnight_in_berlin(day: date) -> datetime:
+    """Return the UTC instant at which a calendar date begins in Berlin."""
     return datetime.combine(day, time(), BERLIN).astimezone(UTC)
 
 
@@ -158,7 +192,7 @@ def end_of_calendar_years_after(start: datetime, years: int) -> datetime:
     """
     assert start.tzinfo is not None
     assert years > 0
-    return _midnight_in_berlin(date(start.astimezone(BERLIN).year + years + 1, 1, 1))
+    return midnight_in_berlin(date(start.astimezone(BERLIN).year + years + 1, 1, 1))
 
 
 def berlin_date(instant: datetime) -> date:

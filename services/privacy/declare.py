@@ -86,6 +86,11 @@ class PeriodStart(StrEnum):
     USE_END = "use_end"
     CALL_END = "call_end"
     CONSENT_END = "consent_end"
+    CONTRACT_END = "contract_end"
+    INVOICE_SENT = "invoice_sent"
+    PURPOSE_FULFILLED = "purpose_fulfilled"
+    REJECTION_ANNOUNCED = "rejection_announced"
+    BLOCK_LIFTED = "block_lifted"
 
 
 class Purpose(StrEnum):
@@ -110,7 +115,15 @@ class Purpose(StrEnum):
     CONSENT = "consent"
     """Honouring what the visitor decided, and proving it (R-F2 to R-F4)."""
     ACCOUNTABILITY = "accountability"
-    """Proving who looked at personal data, and why (R-C5)."""
+    """Proving who looked at personal data, and why (R-C5); what left, and what was deleted."""
+    PAID_SERVICE = "paid_service"
+    """Paid contracts with a fixed term: carrying out, billing, collecting (R-B1, R-B2)."""
+    CONTACT = "contact"
+    """Answering enquiries, keeping up relations, advice (R-B3)."""
+    APPLICATION = "application"
+    """Deciding on job applications (R-B4)."""
+    NUMBER_BLOCKING = "number_blocking"
+    """Never calling a number again whose owner asked for that (R-G10)."""
     DISCLOSURE = "disclosure"
     """Informing a public authority under a legal obligation (R-C4)."""
 
@@ -131,6 +144,13 @@ USUALLY: Mapping[DataKind, tuple[Purpose, LegalBasis]] = {
     DataKind.TRAFFIC_DATA: (Purpose.CALL, LegalBasis.CONTRACT),
     DataKind.CONSENT_RECORD: (Purpose.CONSENT, LegalBasis.LEGAL_OBLIGATION),
     DataKind.ACCESS_LOG: (Purpose.ACCOUNTABILITY, LegalBasis.LEGAL_OBLIGATION),
+    DataKind.CONTRACT: (Purpose.PAID_SERVICE, LegalBasis.CONTRACT),
+    DataKind.PAID_TRAFFIC: (Purpose.PAID_SERVICE, LegalBasis.CONTRACT),
+    DataKind.CONTACT: (Purpose.CONTACT, LegalBasis.CONTRACT),
+    DataKind.APPLICATION: (Purpose.APPLICATION, LegalBasis.CONTRACT),
+    DataKind.BLOCK_LIST: (Purpose.NUMBER_BLOCKING, LegalBasis.LEGITIMATE_INTEREST),
+    DataKind.TRANSFER_RECORD: (Purpose.ACCOUNTABILITY, LegalBasis.LEGAL_OBLIGATION),
+    DataKind.DELETION_RECEIPT: (Purpose.ACCOUNTABILITY, LegalBasis.LEGAL_OBLIGATION),
 }
 """Purpose and legal basis of a kind of data, where an item says nothing else."""
 

@@ -83,7 +83,8 @@ EVENTS: Classification = {
     ),
     topics.RETENTION_ORDER.name: {
         **plain(
-            "order_id kind action before_day as_of other_kinds from_day protection_id names_gone"
+            "order_id kind action before_day as_of other_kinds from_day protection_id names_gone "
+            "record_ids holder"
         ),
         # gone days before the order itself (schemas/retention.py)
         **personal(
@@ -98,6 +99,8 @@ EVENTS: Classification = {
         "order_id service kind counts.table counts.n_partitions counts.n_rows counts.n_held "
         "counts.n_restricted done_at key_id signature"
     ),
+    # an id that the holder alone can resolve, of a document rather than of a person
+    topics.RECORD.name: plain("record_id kind holder happened happened_on document_class"),
 }
 """Topic -> dotted path of a field -> what it is."""
 

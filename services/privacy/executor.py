@@ -107,6 +107,10 @@ class Executor:
         store = _Store(ctx.connection)
         for received in orders:
             order = received.event
+            if order.holder is not None:
+                # about records outside: their holder answers, and nobody else
+                ctx.count(topics.RETENTION_ORDER, "not_ours")
+                continue
             if not self._simulation and order.as_of > ctx.now + AHEAD_MAX:
                 raise Poison("order_from_the_future")
             outcome = await self._take(ctx, store, received)

@@ -14,7 +14,14 @@ from schemas.topics import ALL_TOPICS
 from services.chassis.declaration import SERVICES, load
 from services.privacy import events, observed
 from services.privacy.classification import SHARED
-from services.privacy.declare import Classification, Item, LegalBasis, PeriodStart, Purpose
+from services.privacy.declare import (
+    Classification,
+    Item,
+    LegalBasis,
+    PeriodStart,
+    Purpose,
+    Table,
+)
 
 
 class Place(StrEnum):
@@ -64,6 +71,12 @@ def rows() -> Iterator[Row]:
 def tables(service: str) -> Classification:
     """Return what a service says of its own tables."""
     found: Classification = _module(service).CLASSIFICATION
+    return found
+
+
+def ageing(service: str) -> tuple[Table, ...]:
+    """Return the tables of a service whose partitions go by age; none where it has no database."""
+    found: tuple[Table, ...] = getattr(_module(service), "TABLES", ())
     return found
 
 

@@ -1,9 +1,9 @@
-"""`python -m services.retention [migrate | sweep | schedule | erase | restrict | hold | …]`."""
+"""`python -m services.retention [migrate | sweep | schedule | explain | compile | erase | …]`."""
 
 import sys
 
 from services.chassis.service import Command, main
-from services.retention import command, person_command
+from services.retention import command, compiler, explain, person_command
 from services.retention.app import build
 from services.retention.declaration import DECLARATION
 from services.retention.schedule import ScheduleError
@@ -13,6 +13,7 @@ if __name__ == "__main__":
     commands: dict[str, Command] = {
         "sweep": command.sweep,
         "schedule": command.print_schedule,
+        "explain": explain.explain,
         "erase": person_command.erase,
         "restrict": person_command.restrict,
         "unrestrict": person_command.unrestrict,
@@ -20,6 +21,9 @@ if __name__ == "__main__":
         "verify": person_command.verify,
     }
     try:
+        if sys.argv[1:2] == ["compile"]:
+            # of the code alone: it needs no settings and no database
+            sys.exit(compiler.main(sys.argv[2:]))
         sys.exit(main(DECLARATION, build, Settings, commands))
     except ScheduleError as error:
         sys.exit(f"retention: {error}")

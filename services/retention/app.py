@@ -10,10 +10,10 @@ from schemas import topics
 from services.chassis import errors, logs
 from services.chassis.clock import sleep
 from services.chassis.service import Service
-from services.privacy import chain
+from services.privacy import calendar, chain
 from services.privacy.chain import SigningKeys
 from services.privacy.receipts import Signatories
-from services.retention import domain, handlers, kafka, schedule
+from services.retention import domain, handlers, kafka, records, schedule
 from services.retention.declaration import DECLARATION
 from services.retention.evidence import CHAIN
 from services.retention.http import build_http
@@ -44,7 +44,12 @@ def build(settings: Settings | None = None) -> Service[Store]:
     service.on_secret("receipt_public_keys", signatories.replace)
     anchor_keys = SigningKeys.from_json(settings.anchor_keys.get_secret_value())
     service.on_secret("anchor_keys", anchor_keys.replace)
-    service.consume({topics.RETENTION_RECEIPT: handlers.unless_forged(signatories)})
+    service.consume(
+        {
+            topics.RECORD: records.Records(rules).on_records,
+            topics.RETENTION_RECEIPT: handlers.unless_forged(signatories),
+        }
+    )
     service.serve(build_http(service.transaction))
     tasks = Tasks(service, settings, rules, Metrics(registry), anchor_keys)
     service.task("sweep", tasks.sweep_for_ever)
@@ -80,15 +85,18 @@ class Tasks:
             await sleep(self._settings.sweep_interval_s)
 
     async def sweep(self) -> None:
-        """Order what is due now."""
+        """Order what is due now; lift what ends by itself."""
+        silence = timedelta(seconds=self._settings.order_overdue_after_s)
         async with self._service.transaction() as ctx:
-            await issue(
-                ctx,
-                self._rules,
-                ctx.now,
-                overdue_after=timedelta(seconds=self._settings.order_overdue_after_s),
-            )
-        self._metrics.last_sweep.set(self._service.clock.now().timestamp())
+            # before the drops, so that what a hold kept is due with the rest
+            await PersonOrders(ctx, self._rules, silence).release_ended_threats()
+            await issue(ctx, self._rules, ctx.now, overdue_after=silence)
+        now = self._service.clock.now()
+        self._metrics.last_sweep.set(now.timestamp())
+        today = calendar.berlin_date(now)
+        ends_on = self._rules.level_ends_on(today)
+        ends_at_s = calendar.midnight_in_berlin(ends_on).timestamp() if ends_on > today else 0
+        self._metrics.threat_level_ends.set(ends_at_s)
 
     async def watch_orders_for_ever(self) -> None:
         """Export how many orders are open and overdue (D3)."""

@@ -1,7 +1,6 @@
 """What each column is (D5): orders and receipts hold opaque ids and counts, nothing personal (D4).
 
-Their period is R-D10's (until the end of the third calendar year); it becomes part of the schedule
-with the long rules.
+Their period is R-D10's (until the end of the third calendar year), kind `deletion_receipt`.
 """
 
 from services.privacy.declare import Classification, metrics, plain
@@ -30,6 +29,13 @@ CLASSIFICATION: Classification = {
     "retention_chain_salt": plain("seq salt"),
     "retention_refusal": plain("refusal_id what reason staff_id refused_at"),
     "retention_anchor": plain("anchor_day seq hash key_id signature"),
+    # of documents at other systems: ids that their holders alone can resolve, words and dates
+    "retention_record": plain("record_id kind document_class holder first_told_at"),
+    "retention_record_event": plain("event_id record_id told happened happened_on told_at"),
+    "retention_record_due": plain(
+        "record_id block_at delete_at rule_from schedule_version computed_at"
+    ),
+    "retention_record_order": plain("order_id record_id deed"),
     "retention_topic_age": plain("topic part oldest_at age_max measured_at"),
 }
 

@@ -28,3 +28,9 @@ class Metrics:
             "last_sweep_timestamp_seconds", "When the timer last swept.",
             namespace="retention", registry=registry,
         )  # fmt: skip
+        # Instant from which no address may be kept, unless somebody assesses the threat anew; 0:
+        # that is so already (R-C3). Odd: two weeks ahead, and nobody is at it.
+        self.threat_level_ends = Gauge(
+            "threat_level_ends_timestamp_seconds", "When the threat assessment in force lapses.",
+            namespace="retention", registry=registry,
+        )  # fmt: skip

@@ -20,6 +20,7 @@ from services.retention.domain import Order
 from services.retention.protection_store import PersonOrder
 from services.retention.protections import (
     PERSON_KINDS,
+    Ground,
     Protection,
     Refusal,
     Scope,
@@ -28,6 +29,7 @@ from services.retention.protections import (
     refuse_review,
     refuse_scope,
     refuse_step,
+    refuse_threat,
     refuse_unrestrict,
 )
 from services.retention.schedule import Schedule
@@ -36,6 +38,8 @@ from services.retention.store import Store
 NAMES_LIFE = timedelta(days=5)
 """Less than what `retention-order` allows what is personal (`personal_age_max_ms`)."""
 NAMES_BATCH_MAX = 500
+BY_SCHEDULE = "schedule"
+"""Stands for the author of what the schedule does by itself."""
 _REQUIREMENT = {
     RetentionAction.ERASE: "R-G3",
     RetentionAction.RESTRICT: "R-G4",
@@ -140,8 +144,11 @@ class PersonOrders:
     ) -> UUID:
         """Record a hold that somebody else has to place; return its id."""
         _check(refuse_author(author.staff_id, author.case_number))
+        today = calendar.berlin_date(self._ctx.now)
         _check(refuse_scope(scope, frozenset(DataKind)))
-        _check(refuse_review(review_on, calendar.berlin_date(self._ctx.now)))
+        cases = self._schedule.special_cases_on(today)
+        _check(refuse_threat(ground, scope, author.case_number, cases))
+        _check(refuse_review(review_on, today))
         if scope.names_visitors and not visitor_ids:
             raise RefusedError(Refusal.NOBODY_NAMED)
         hold = Protection(
@@ -177,6 +184,29 @@ class PersonOrders:
         """Lift a hold; return the order's id."""
         hold = await self._step(Step.RELEASED, staff_id, protection_id)
         return await self._end(Author(staff_id=staff_id, case_number=hold.case_number), hold)
+
+    async def release_ended_threats(self) -> int:
+        """Lift the holds whose special threat is over: it ends by itself (R-D2). Returns how many.
+
+        No two persons here: they placed it for so long, and the assessment has its end.
+        """
+        over = set(self._schedule.special_holds_due(self._ctx.now))
+        if not over:
+            return 0
+        await self._ctx.store.lock()
+        found = [
+            hold
+            for hold in await self._store.protections_in_force()
+            if hold.ground == Ground.SPECIAL_THREAT
+            and hold.is_in_force
+            and hold.case_number in over
+        ]
+        for hold in found:
+            await self._store.take_step(
+                hold.protection_id, Step.RELEASED, BY_SCHEDULE, self._ctx.now
+            )
+            await self._end(Author(staff_id=BY_SCHEDULE, case_number=hold.case_number), hold)
+        return len(found)
 
     async def review_hold(self, staff_id: str, protection_id: UUID, review_on: date) -> None:
         """Set a later review date."""

@@ -27,6 +27,8 @@ class Ground(StrEnum):
     """A prosecution (Strafverfolgung)."""
     CLAIM_AGAINST_VIOLATOR = "claim_against_violator"
     """Enforcing claims against violators (Rechtsverfolgung)."""
+    SPECIAL_THREAT = "special_threat"
+    """Addresses of a special threat, for as long as its assessment says (R-C3, R-D2)."""
 
 
 class Step(StrEnum):
@@ -54,6 +56,9 @@ class Refusal(StrEnum):
     REVIEW_NOT_AHEAD = "review_not_ahead"
     REVIEW_TOO_FAR = "review_too_far"
     CASE_DIFFERS = "case_differs"
+    NOT_ASSESSED = "not_assessed"
+    """No assessment of a special threat in force names the case."""
+    ADDRESSES_ONLY = "addresses_only"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +117,21 @@ def refuse_scope(scope: Scope, known_kinds: frozenset[str]) -> Refusal | None:
     if scope.from_day is not None and scope.from_day >= scope.before_day:
         return Refusal.DAYS_REVERSED
     return None
+
+
+def refuse_threat(
+    ground: str, scope: Scope, case_number: str, cases: frozenset[str]
+) -> Refusal | None:
+    """Say why a hold may not rest on a special threat; None where it may, or does not.
+
+    Args:
+        cases: cases of the assessments that are in force.
+    """
+    if ground != Ground.SPECIAL_THREAT:
+        return None
+    if scope.kinds != ("ip_address",) or not scope.names_visitors:
+        return Refusal.ADDRESSES_ONLY
+    return None if case_number in cases else Refusal.NOT_ASSESSED
 
 
 def refuse_review(review_on: date, today: date) -> Refusal | None:

@@ -8,15 +8,17 @@ from uuid import UUID
 import asyncpg
 
 from services.chassis import db
-from services.retention import protection_store
+from services.retention import protection_store, record_store
 from services.retention.domain import Count, Order, Receipt, Standing, Sweep
 from services.retention.evidence import Evidence, Item
 from services.retention.protection_store import ProtectionStore
+from services.retention.record_store import RecordStore
 
 _EVIDENCE_LOCK = 7_411_101
 
 INVARIANTS = {
     **protection_store.INVARIANTS,
+    **record_store.INVARIANTS,
     # orders whose completion is written, but somebody expected has not answered
     "d3_complete_only_with_all_receipts": """
         SELECT count(*) FROM retention_completion c JOIN retention_order o USING (order_id)
@@ -69,6 +71,7 @@ class Store:
         self._connection = connection
         self.protections = ProtectionStore(connection)
         self.evidence = Evidence(connection)
+        self.records = RecordStore(connection)
 
     async def lock(self) -> None:
         """Let one transaction at a time write evidence: sweeps and last receipts meet here.
@@ -200,6 +203,62 @@ class Store:
             """
         )
         return list((await self.standings([row["order_id"] for row in rows])).values())
+
+    async def last_orders(self, kind: str, until: datetime, limit: int) -> list[UUID]:
+        """Return the latest orders of a kind that were issued before an instant."""
+        rows = await self._connection.fetch(
+            """
+            SELECT order_id FROM retention_order WHERE kind = $1 AND issued_at < $2
+            ORDER BY issued_at DESC, order_id DESC LIMIT $3
+            """,
+            kind,
+            until,
+            limit,
+        )
+        return [row["order_id"] for row in rows]
+
+    async def last_sweep(self, until: datetime) -> tuple[UUID, datetime, datetime, str] | None:
+        """Return the latest sweep before an instant: id, as of, made at, version."""
+        row = await self._connection.fetchrow(
+            """
+            SELECT sweep_id, as_of, swept_at, schedule_version FROM retention_sweep
+            WHERE swept_at < $1 ORDER BY swept_at DESC, sweep_id DESC LIMIT 1
+            """,
+            until,
+        )
+        return None if row is None else tuple(row)
+
+    async def version_of_order(self, order_id: UUID) -> str | None:
+        """Return the schedule's version of the sweep that issued an order."""
+        found: str | None = await self._connection.fetchval(
+            """
+            SELECT schedule_version FROM retention_sweep JOIN retention_sweep_order USING (sweep_id)
+            WHERE order_id = $1 AND is_new
+            """,
+            order_id,
+        )
+        return found
+
+    async def orders_of_protection(self, protection_id: UUID) -> list[UUID]:
+        """Return the orders about a hold or restriction, oldest first."""
+        rows = await self._connection.fetch(
+            """
+            SELECT order_id FROM retention_person_order WHERE protection_id = $1 ORDER BY order_id
+            """,
+            protection_id,
+        )
+        return [row["order_id"] for row in rows]
+
+    async def steps_of_protection(self, protection_id: UUID) -> list[tuple[str, str, datetime]]:
+        """Return what was done about a hold or restriction, by whom of the staff, and when."""
+        rows = await self._connection.fetch(
+            """
+            SELECT step, staff_id, done_at FROM retention_protection_step
+            WHERE protection_id = $1 ORDER BY done_at, step
+            """,
+            protection_id,
+        )
+        return [(row["step"], row["staff_id"], row["done_at"]) for row in rows]
 
     async def save_receipts(self, receipts: Sequence[Receipt], received_at: datetime) -> None:
         """Append receipts that are new."""

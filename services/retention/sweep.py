@@ -8,7 +8,7 @@ from uuid import UUID
 from schemas import topics
 from schemas.retention import DataKind, RetentionAction, RetentionOrderV1
 from services.chassis.context import Context
-from services.retention import domain
+from services.retention import domain, records
 from services.retention.domain import Order
 from services.retention.schedule import Due, Schedule
 from services.retention.store import Store
@@ -44,7 +44,7 @@ async def issue(
     )
     for entry in due:
         earlier = await ctx.store.last_attempt(entry.kind.value, entry.before_day)
-        if earlier is not None and not again:
+        if earlier is not None and not (again or entry.is_repeated):
             await ctx.store.link(sweep_id, earlier.order_id, is_new=False)
             continue
         order = _order(ctx, entry, as_of, overdue_after, services)
@@ -53,6 +53,8 @@ async def issue(
         await ctx.store.save_order(order)
         await ctx.store.link(sweep_id, order.order_id, is_new=True)
         ctx.outbox.add(topics.RETENTION_ORDER, _to_wire(order))
+    await ctx.store.evidence.drop(schedule.evidence_before(as_of))
+    await records.issue_due(ctx, schedule, as_of, sweep_id)
     return sweep_id
 
 

@@ -13,7 +13,12 @@ from schemas.topics import BY_NAME, MESSAGE_BYTES_MAX, REGISTRY, Topic
 
 EXAMPLES = FOLDER / "examples"
 GOOD_NAMES = ("minimal", "typical", "largest")
-GOOD = [(topic, name) for topic in REGISTRY for name in GOOD_NAMES]
+ALSO = {
+    topic.name: sorted(path.stem for path in (EXAMPLES / topic.name).glob("v*/also-*.json"))
+    for topic in REGISTRY
+}
+"""Further good examples, where fields exclude each other and no single event has them all."""
+GOOD = [(topic, name) for topic in REGISTRY for name in (*GOOD_NAMES, *ALSO[topic.name])]
 INVALID = sorted(EXAMPLES.glob("*/v*/invalid/*.json"))
 
 
@@ -48,7 +53,8 @@ def test_minimal_has_required_fields_only_and_largest_has_all(topic: Topic) -> N
     largest = json.loads((_folder(topic) / "largest.json").read_text())
     fields = topic.model.model_fields
     assert set(minimal) == {name for name, field in fields.items() if field.is_required()}
-    assert set(largest) == set(fields)
+    also = [json.loads((_folder(topic) / f"{name}.json").read_text()) for name in ALSO[topic.name]]
+    assert set(largest).union(*also) == set(fields)
     assert len(json.dumps(minimal)) <= len(json.dumps(typical)) <= len(json.dumps(largest))
 
 

@@ -30,14 +30,21 @@ from confluent_kafka.admin import (
 
 from deploy.access import DEAD_LETTERS, STAFF, AccessProvisioner, Right, rights
 from deploy.provision import with_database
-from schemas.topics import ALL_TOPICS, BY_NAME
+from schemas.topics import (
+    ALL_TOPICS,
+    BY_NAME,
+    OUTSIDE,
+    RECORD_SOURCE,
+    RETENTION_ORDER,
+    RETENTION_RECEIPT,
+)
 from services.chassis.declaration import SERVICES, load_all
 from services.chassis.kafka import KafkaLogin
 from services.chassis.secret import Secret
 from tests.support.stack import World, finish
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
-USERS = (*SERVICES, *STAFF)
+USERS = (*SERVICES, *STAFF, *OUTSIDE)
 REFUSED = KafkaError.TOPIC_AUTHORIZATION_FAILED
 GROUP_REFUSED = KafkaError.GROUP_AUTHORIZATION_FAILED
 WAIT_S = 30.0
@@ -60,13 +67,16 @@ def may_write(user: str) -> set[str]:
     """Read the registry: what the card of a user lets it write."""
     if user == DEAD_LETTERS:
         return {topic.name for topic in ALL_TOPICS if topic.consumers}
-    return {topic.name for topic in ALL_TOPICS if user in topic.producers}
+    answers = {RETENTION_RECEIPT.name} if user == RECORD_SOURCE else set()
+    return answers | {topic.name for topic in ALL_TOPICS if user in topic.producers}
 
 
 def may_read(user: str) -> set[str]:
     """Read the registry: what the card of a user lets it read."""
     if user == DEAD_LETTERS:
         return {topic.name for topic in ALL_TOPICS if topic.is_dead_letter or topic.consumers}
+    if user == RECORD_SOURCE:
+        return {RETENTION_ORDER.name}
     return {topic.name for topic in ALL_TOPICS if user in topic.consumers}
 
 
@@ -170,14 +180,14 @@ def test_nobody_deletes_alters_or_makes(world: World, user: str) -> None:
 @pytest.mark.parametrize("user", USERS)
 async def test_a_group_is_its_services_own(world: World, user: str) -> None:
     """Nobody else may move a service's offsets or take its partitions; no group is free."""
-    groups = [*SERVICES, "other"]
+    groups = [*SERVICES, *OUTSIDE, "other"]
     full = [f"{world.kafka_prefix}{group}" for group in groups]
     answers = await ask(
         world.kafka_login(user), *(FindCoordinatorRequest(group, 0) for group in full)
     )
     own = {g for g, a in zip(groups, answers, strict=True) if a.error_code != GROUP_REFUSED}
     # whoever keeps no state reads without a group
-    assert own == ({user} if user in world.databases else set())
+    assert own == ({user} if user in {*world.databases, *OUTSIDE} else set())
 
 
 def test_who_watches_topics_learns_their_ages_and_no_more(world: World) -> None:

@@ -1,5 +1,5 @@
 -- evidence in a hash chain over salted commitments, with signed anchors; what is due goes, the chain stays (R-D9, R-D10)
--- depends: retention_0020_person_orders
+-- depends: retention_0020_person_orders retention_0010_records
 
 -- migrate: apply
 SET lock_timeout = '5s';
@@ -58,6 +58,7 @@ BEGIN
     SELECT coalesce(array_agg(refusal_id), '{}') INTO gone FROM refused;
     DELETE FROM retention_chain_salt s USING retention_chain c
     WHERE c.seq = s.seq AND (c.ref = ANY(due) OR c.ref = ANY(gone));
+    DELETE FROM retention_record_order WHERE order_id = ANY(due);
     DELETE FROM retention_names_gone WHERE order_id = ANY(due);
     DELETE FROM retention_person_order WHERE order_id = ANY(due);
     DELETE FROM retention_completion WHERE order_id = ANY(due);

@@ -30,7 +30,7 @@ ANNA = Author(staff_id="staff-1", case_number="AUSK-2026-1")
 TABLES = (
     "retention_chain_salt retention_chain retention_anchor retention_refusal retention_names_gone "
     "retention_person_order retention_completion retention_receipt retention_sweep_order "
-    "retention_sweep retention_order outbox"
+    "retention_sweep retention_record_order retention_order outbox"
 )
 
 

@@ -1,6 +1,7 @@
 """Erasures, restrictions and legal holds on real PostgreSQL (R-D3, R-G3, R-G4, R-D9)."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
 
@@ -14,11 +15,12 @@ from schemas.retention import (
     RetentionOrderV1,
     RetentionReceiptV1,
 )
+from services.privacy import calendar
 from services.retention.handlers import on_receipts
 from services.retention.person_orders import NAMES_LIFE, Author, PersonOrders, RefusedError
 from services.retention.protection_store import ProtectionStore
 from services.retention.protections import Refusal, Scope
-from services.retention.schedule import load
+from services.retention.schedule import ThreatAssessment, ThreatLevel, load
 from services.retention.settings import DEFAULT_SCHEDULE
 from services.retention.store import INVARIANTS, Store
 from tests.support.bench import IDS, Bench, new_visitor_id, open_bench, received
@@ -43,11 +45,12 @@ class Desk:
 
     def __init__(self, bench: Bench[Store]) -> None:
         self.bench = bench
+        self.schedule = SCHEDULE
         self.sent: list[RetentionOrderV1] = []
 
     async def do(self, name: str, *arguments: object, **more: object):
         async with self.bench.transaction() as ctx:
-            orders = PersonOrders(ctx, SCHEDULE, QUARTER_HOUR)
+            orders = PersonOrders(ctx, self.schedule, QUARTER_HOUR)
             found = await getattr(orders, name)(*arguments, **more)
             self.sent = self.bench.enqueued(ctx, topics.RETENTION_ORDER, RetentionOrderV1)
         return found
@@ -281,3 +284,42 @@ async def test_a_hold_past_its_review_is_a_violation_until_it_is_reviewed(desk: 
     assert await desk.violations() == {}
     await desk.do("propose_release", BERT, hold)
     await desk.do("release_hold", "staff-3", hold)
+
+
+async def test_a_special_threat_holds_addresses_of_its_case_and_ends_by_itself(desk: Desk) -> None:
+    """R-C3, R-D2: assessed, for named visitors' addresses only, and no day longer."""
+    today = calendar.berlin_date(desk.bench.now)
+    assessment = ThreatAssessment(
+        assessed_on=today,
+        level=ThreatLevel.SPECIAL,
+        author="data-protection contact",
+        reason="scripted calls from some addresses",
+        ends_on=today + timedelta(days=30),
+        case_id="ABWEHR-2026-7",
+    )
+    known = (*SCHEDULE.threat_assessments, assessment)
+    desk.schedule = SCHEDULE.model_copy(update={"threat_assessments": known})
+    author = Author(staff_id="staff-1", case_number="ABWEHR-2026-7")
+    scope = Scope(
+        kinds=("ip_address",),
+        from_day=None,
+        before_day=desk.bench.now.date() + timedelta(days=1),
+        names_visitors=True,
+    )
+    given = {"ground": "special_threat", "scope": scope}
+    for change, refusal in (
+        ({"author": ANNA}, Refusal.NOT_ASSESSED),
+        ({"scope": replace(scope, kinds=("ip_address", "ad_use"))}, Refusal.ADDRESSES_ONLY),
+    ):
+        with pytest.raises(RefusedError, match=refusal.value):
+            await desk.propose(new_visitor_id(), **({"author": author} | given | change))  # type: ignore[arg-type]
+    hold = await desk.propose(new_visitor_id(), author=author, **given)
+    await desk.do("place_hold", BERT, hold)
+    assert await desk.do("release_ended_threats") == 0
+    desk.bench.now += timedelta(days=31)
+    await desk.bench.fetch("SELECT chassis_outbox_maintain()")
+    assert await desk.do("release_ended_threats") == 1
+    (order,) = desk.sent
+    assert (order.action, order.protection_id) == (RetentionAction.RELEASE, hold)
+    assert await desk.names(hold) == []
+    assert await desk.do("release_ended_threats") == 0

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from services.privacy.calendar import (
     BERLIN,
     DAY,
+    AtOnce,
     Bound,
     CalendarYears,
     Months,
@@ -22,6 +23,7 @@ from services.privacy.calendar import (
     berlin_date,
     drop_before_day,
     due_at,
+    goes_at,
     last_day_within,
     utc_date,
 )
@@ -187,7 +189,26 @@ def test_a_year_is_kept_to_the_moment_and_no_longer(rule, start):
     assert not is_dropped(rule, start, at - timedelta(microseconds=1))
 
 
-@pytest.mark.parametrize("rule", [*LIMITS, *DUTIES, *YEARS], ids=str)
+@pytest.mark.parametrize("rule", [*LIMITS, *DUTIES, *YEARS, AtOnce()], ids=str)
+@given(start=INSTANTS)
+def test_the_moment_that_a_partition_goes_is_told_as_it_is_done(rule, start):
+    """R-D9: what a person is told, and what a sweep drops, are one."""
+    at = goes_at(rule, start)
+    assert is_dropped(rule, start, at)
+    assert not is_dropped(rule, start, at - timedelta(microseconds=1))
+    if rule in LIMITS:
+        assert at <= due_at(rule, start) - MARGIN
+
+
+@given(start=INSTANTS, later=st.timedeltas(timedelta(0), timedelta(days=400)))
+def test_nothing_is_kept_at_once(start, later):
+    """R-D2, R-D7: what the start finds is due, the day under way included; never the next day's."""
+    assert due_at(AtOnce(), start) == start
+    assert is_dropped(AtOnce(), start, start + later)
+    assert not is_dropped(AtOnce(), utc(utc_date(start) + DAY), start)
+
+
+@pytest.mark.parametrize("rule", [*LIMITS, *DUTIES, *YEARS, AtOnce()], ids=str)
 @given(earlier=INSTANTS, later=INSTANTS)
 def test_time_only_ever_drops_more(rule, earlier, later):
     """D1."""
