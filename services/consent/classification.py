@@ -30,7 +30,7 @@ TABLES = (
     ),
     Table(
         name="consent_transfer",
-        kind=DataKind.CONSENT_RECORD,
+        kind=DataKind.TRANSFER_RECORD,
         day_column="transferred_on",
         partition_of=PartitionOf.YEAR,
         drop_function="consent_transfer_drop",
@@ -44,7 +44,7 @@ TABLES = (
     ),
     Table(
         name="consent_disclosure",
-        kind=DataKind.CONSENT_RECORD,
+        kind=DataKind.TRANSFER_RECORD,
         day_column="proposed_on",
         partition_of=PartitionOf.YEAR,
         drop_function="consent_transfer_drop",
@@ -70,7 +70,7 @@ CLASSIFICATION: Classification = {
     "consent_transfer": personal(
         "transferred_on transfer_id sender recipient purpose fields verdict reason basis"
         " country_ground consent country register_version asked_at",
-        kind=DataKind.CONSENT_RECORD,
+        kind=DataKind.TRANSFER_RECORD,
         start=PeriodStart.EVENT,
     ),
     "consent_transfer_visitor": personal(
@@ -84,9 +84,7 @@ CLASSIFICATION: Classification = {
     "consent_disclosure": personal(
         "proposed_on disclosure_id step staff_id authority legal_ground fields reference_salt"
         " reference_hash stated_at",
-        kind=DataKind.CONSENT_RECORD,
+        kind=DataKind.TRANSFER_RECORD,
         start=PeriodStart.EVENT,
-        purpose=Purpose.DISCLOSURE,
-        basis=LegalBasis.LEGAL_OBLIGATION,
     ),
 }

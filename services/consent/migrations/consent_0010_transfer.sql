@@ -122,9 +122,9 @@ BEGIN
 END $$;
 
 INSERT INTO privacy_table (name, kind, day_column, subject_column, via, own_columns, via_columns, returning_rows, partition_of, drop_function) VALUES
-    ('consent_transfer', 'consent_record', 'transferred_on', NULL, NULL, NULL, NULL, 'together', 'year', 'consent_transfer_drop'),
+    ('consent_transfer', 'transfer_record', 'transferred_on', NULL, NULL, NULL, NULL, 'together', 'year', 'consent_transfer_drop'),
     ('consent_transfer_visitor', 'ad_use', 'transfer_day', 'visitor_id', NULL, NULL, NULL, 'each', 'day', 'privacy_day_drop'),
-    ('consent_disclosure', 'consent_record', 'proposed_on', NULL, NULL, NULL, NULL, 'together', 'year', 'consent_transfer_drop');
+    ('consent_disclosure', 'transfer_record', 'proposed_on', NULL, NULL, NULL, NULL, 'together', 'year', 'consent_transfer_drop');
 
 DO $$ BEGIN
     EXECUTE format('REVOKE EXECUTE ON FUNCTION consent_transfer_drop(text, date) FROM PUBLIC, %I', current_database());
