@@ -4,7 +4,9 @@ from schemas.retention import DataKind
 from services.privacy import access_log, erased
 from services.privacy.declare import (
     Classification,
+    LegalBasis,
     PeriodStart,
+    Purpose,
     Returning,
     Table,
     Via,
@@ -101,11 +103,13 @@ CLASSIFICATION: Classification = {
     "partner_report": personal(
         "report_day ticket_id kind ad_id state batch_id",
         kind=DataKind.AD_USE, start=PeriodStart.EVENT,
+        purpose=Purpose.AD_SETTLEMENT, basis=LegalBasis.CONTRACT,
     ),
     # the partner has the key of a batch too: by it, one could ask which views were in it
     "partner_batch": personal(
         "batch_day batch_id is_open n_tries next_try_at ended_at",
         kind=DataKind.AD_USE, start=PeriodStart.EVENT,
+        purpose=Purpose.AD_SETTLEMENT, basis=LegalBasis.CONTRACT,
     ),
 }  # fmt: skip
 

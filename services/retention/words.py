@@ -86,7 +86,7 @@ PURPOSES: Mapping[Purpose, Texts] = {
         "Beachtung und Nachweis von Einwilligungen", "Honouring and proving consent"
     ),
     Purpose.ACCOUNTABILITY: _texts("Rechenschaft", "Accountability"),
-    Purpose.DISCLOSURE: _texts("Auskunft an Behörden", "Informing public authorities"),
+    Purpose.DISCLOSURE: _texts("Auskunft an Behörden", "Information of authorities"),
     Purpose.PAID_SERVICE: _texts("Bezahlte Verträge", "Paid contracts"),
     Purpose.CONTACT: _texts("Kontakt und Beratung", "Contact and advice"),
     Purpose.APPLICATION: _texts("Bewerbungen", "Job applications"),
@@ -112,8 +112,7 @@ PERSONS: Mapping[Purpose, Texts] = {
         "staff; persons whose data is read or transferred",
     ),
     Purpose.DISCLOSURE: _texts(
-        "Beschäftigte; Personen, über die Auskunft gegeben wird",
-        "staff; persons about whom an authority is informed",
+        "Personen, über die Behörden Auskunft verlangen", "persons whom authorities ask about"
     ),
     Purpose.PAID_SERVICE: _CUSTOMERS,
     Purpose.CONTACT: _texts(
