@@ -7,6 +7,7 @@ recorded, at the moment of sending. Nobody but `PartnerClient` speaks to the par
 nothing but what the gate cleared.
 """
 
+import asyncio
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -28,7 +29,7 @@ from services.chassis.clock import Clock, sleep
 from services.chassis.context import Context
 from services.chassis.received import Received
 from services.privacy.declare import Purpose
-from services.privacy.gate import Cleared, Gate, Request
+from services.privacy.gate import Cleared, Gate, Request, StaleError
 
 RECIPIENT = "ad-partner"
 BACK_OFF_FIRST_S = 1.0
@@ -53,6 +54,7 @@ class PartnerClient:
         self._url = url
         self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         self._clock = clock
+        self._timeout_s = timeout_s
         self._client = httpx.AsyncClient(
             verify=ssl.create_default_context(cafile=ca_file),
             timeout=timeout_s,
@@ -64,21 +66,26 @@ class PartnerClient:
         self, batch_id: UUID, usages: Sequence[Cleared], signals: Sequence[Cleared]
     ) -> bool:
         """Send a batch under its key; return whether the partner has it."""
-        now = self._clock.now()
-        body = b'{"batch_id":"%b","usages":[%b],"signals":[%b]}' % (
-            str(batch_id).encode(),
-            b",".join([cleared.take(RECIPIENT, now) for cleared in usages]),
-            b",".join([cleared.take(RECIPIENT, now) for cleared in signals]),
-        )
         headers = {**self._headers, "Idempotency-Key": str(batch_id)}
         try:
-            answer = await self._client.post(self._url, content=body, headers=headers)
-        except httpx.HTTPError as error:
+            body = self._body(batch_id, usages, signals)
+            # the client's own limit is for each step: who answers drop by drop would take for ever
+            async with asyncio.timeout(self._timeout_s):
+                answer = await self._client.post(self._url, content=body, headers=headers)
+        except (httpx.HTTPError, TimeoutError, StaleError) as error:
             logs.get().warning("partner did not answer", **logs.describe(error))
             return False
         if not answer.is_success:
             logs.get().warning("partner refused a batch", status=answer.status_code)
         return answer.is_success
+
+    def _body(self, batch_id: UUID, usages: Sequence[Cleared], signals: Sequence[Cleared]) -> bytes:
+        now = self._clock.now()
+        return b'{"batch_id":"%b","usages":[%b],"signals":[%b]}' % (
+            str(batch_id).encode(),
+            b",".join([cleared.take(RECIPIENT, now) for cleared in usages]),
+            b",".join([cleared.take(RECIPIENT, now) for cleared in signals]),
+        )
 
     async def close(self) -> None:
         """Close the connections."""
@@ -183,6 +190,7 @@ class Reporter:
         if batch is None:
             batch = Batch(batch_day=ctx.now.date(), batch_id=ctx.ids.new(), n_tries=1)
             if not await store.fill(batch, self._pace.batch_max, until):
+                await store.requeue()
                 return None
         return batch, await store.usages(batch)
 

@@ -33,6 +33,11 @@ _OPEN = """
 INSERT INTO partner_batch (batch_day, batch_id, is_open, n_tries, next_try_at)
 VALUES ($1, $2, true, 1, $3)
 """
+_REQUEUE = """
+UPDATE partner_report r SET state = 'waiting', batch_id = NULL
+WHERE r.state = 'sending' AND NOT EXISTS (
+    SELECT FROM partner_batch b WHERE b.batch_id = r.batch_id AND b.is_open)
+"""
 _USAGES = """
 SELECT r.report_day, r.ticket_id, r.kind, r.ad_id, v.visitor_id, v.viewed_at, v.position_ms,
        host(a.address) AS address
@@ -113,6 +118,10 @@ class PartnerStore:
         if n_filled:
             await self._db.execute(_OPEN, batch.batch_day, batch.batch_id, until)
         return n_filled
+
+    async def requeue(self) -> None:
+        """Let steps wait again whose batch ended without them: a restriction was lifted (R-G4)."""
+        await self._db.execute(_REQUEUE)
 
     async def usages(self, batch: Batch) -> list[Usage]:
         """Return a batch's steps by ticket, in the order in which they happened."""

@@ -137,6 +137,10 @@ async def refuse_everything(question: Question) -> Verdict:
     return Refusal(question=question, reason=RefusalReason.NOT_DECIDABLE)
 
 
+class StaleError(ValueError):
+    """What was cleared was not sent in time: whoever still wants to send it asks the gate again."""
+
+
 @final
 class Cleared:
     """A payload that may be sent, once, now. Made by the gate only; senders accept nothing else."""
@@ -165,12 +169,13 @@ class Cleared:
             now: the sender's instant.
 
         Raises:
-            ValueError: cleared for somebody else, too long ago, or sent already.
+            StaleError: cleared too long ago.
+            ValueError: cleared for somebody else, or sent already.
         """
         if recipient != self._permit.question.recipient:
             raise ValueError("cleared for another recipient")
         if not timedelta(0) <= now - self._permit.question.asked_at <= CLEARED_AGE_MAX:
-            raise ValueError("cleared too long ago: ask the gate again")
+            raise StaleError("cleared too long ago: ask the gate again")
         if self._is_taken:
             raise ValueError("sent already: ask the gate again")
         self._is_taken = True
