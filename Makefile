@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Everything they need is brought into this folder.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap demo test test-containers check export lock bench recovery chaos up down status logs clean
+.PHONY: help bootstrap demo test test-containers check export lock bench recovery chaos prove-deletion up down status logs clean
 
 # the first interpreter that runs and is of a version the project supports
 PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
@@ -16,6 +16,7 @@ STANDBY ?=
 FAULTS ?= 200
 SEED ?=
 REPLAY ?=
+REPORT_LANGUAGE ?= en
 PYTEST_ARGUMENTS ?=
 
 help: ## list what can be made
@@ -72,6 +73,9 @@ recovery: bootstrap ## measure how long the path stands still after kills and re
 
 chaos: bootstrap ## 2,000 visitors and FAULTS=200 faults, SEED=… to choose; report in var/chaos (REPLAY=<report>)
 	@$(RUN) -m tests.chaos --faults $(FAULTS) $(if $(SEED),--seed $(SEED)) $(if $(REPLAY),--replay $(REPLAY))
+
+prove-deletion: bootstrap ## canaries through everything, then nobody finds them; page and JSON in var/proof (REPORT_LANGUAGE=de)
+	@$(RUN) -m deploy.proof --language $(REPORT_LANGUAGE)
 
 lock: bootstrap ## resolve all versions anew (requirements.lock, jgo.lock.toml)
 	@$(RUN) -m deploy.relock

@@ -94,9 +94,12 @@ def back_off_s(n_failures: int) -> float:
 
 
 async def run_once(
-    specification: ProcessSpecification, log_path: Path, timeout_s: float = 120.0
+    specification: ProcessSpecification,
+    log_path: Path,
+    timeout_s: float = 120.0,
+    said: str = "",
 ) -> None:
-    """Run a command to its end.
+    """Run a command to its end; `said` is its standard input.
 
     Raises:
         StackError: it failed; the message ends with its last lines.
@@ -104,7 +107,7 @@ async def run_once(
     with log_path.open("ab") as log:
         process = await asyncio.create_subprocess_exec(
             *launched(specification.command, signal.SIGKILL, specification.user),
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=asyncio.subprocess.PIPE,
             stdout=log,
             stderr=log,
             cwd=specification.folder,
@@ -112,7 +115,8 @@ async def run_once(
             start_new_session=True,
         )
     try:
-        code = await asyncio.wait_for(process.wait(), timeout_s)
+        await asyncio.wait_for(process.communicate(said.encode()), timeout_s)
+        code = process.returncode
     except TimeoutError:
         code = None
     finally:

@@ -512,8 +512,11 @@ class LocalStack:
                 )
             await asyncio.sleep(POLL_S)
 
-    async def run(self, name: str, *arguments: str, within_s: float = 120.0) -> str:
+    async def run(self, name: str, *arguments: str, said: str = "", within_s: float = 120.0) -> str:
         """Run a service's own subcommand, e.g. `run("retention", "sweep", "--as-of", …)`.
+
+        Args:
+            said: its standard input.
 
         Returns:
             What it printed.
@@ -526,7 +529,7 @@ class LocalStack:
         specification = self._service(declared, self.env(name), *arguments)
         path = self.layout.logs / f"{name}-command-{os.getpid()}-{time.monotonic_ns()}.log"
         try:
-            await run_once(specification, path, within_s)
+            await run_once(specification, path, within_s, said)
             return path.read_text(encoding="utf-8")
         finally:
             path.unlink(missing_ok=True)

@@ -1,0 +1,184 @@
+"""The story of the proof: visit, look, hold, wait out the deadline, look, release, look."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+from deploy.demo import deletion, evidence
+from deploy.demo.errors import DemoError
+from deploy.demo.evidence import Chain
+from deploy.demo.people import e164, invite
+from deploy.demo.stack import Stage, set_up
+from deploy.demo.visitor import Browser
+from deploy.local.stack import LocalStack
+from deploy.proof import forms
+from deploy.proof.forms import Canary
+from deploy.proof.report import KEPT_IN, Look, Proof
+from deploy.proof.scan import exported, scan
+
+N_VISITORS = 2
+"""The first one is let go; the second one is named by a legal hold."""
+GONE_WITHIN_S = 20.0
+"""Kafka removes a segment's files after its check interval and its delete delay."""
+_PROPOSER, _DECIDER = "staff-1", "staff-2"
+_CASE = "STRAF-2026-1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Who:
+    """One visitor's canaries."""
+
+    number: int
+    canaries: Sequence[Canary]
+
+
+def canaries_of(chain: Chain) -> Who:
+    """Return what a visit put into the platform."""
+    visit, person = chain.visit, chain.visit.person
+    who = f"visitor {person.number}"
+    return Who(
+        number=person.number,
+        canaries=[
+            forms.number(
+                f"{who}: callback number", e164(person.callback_number), person.callback_number
+            ),
+            forms.number(
+                f"{who}: destination number",
+                e164(person.destination_number),
+                person.destination_number,
+            ),
+            forms.address(f"{who}: address", person.address),
+            forms.identifier(f"{who}: visitor id", chain.visitor_id),
+            forms.identifier(f"{who}: ticket id", visit.ticket_id),
+            forms.identifier(f"{who}: call id", visit.call_id),
+            forms.identifier(f"{who}: trace id", chain.trace_id),
+        ],
+    )
+
+
+async def play(folder: Path, proof: Proof) -> None:
+    """Play it and fill the proof; the stack is down afterwards, come what may.
+
+    Raises:
+        DemoError, StackError: a step failed; the proof holds what came before.
+    """
+    people = invite(N_VISITORS)
+    async with set_up(folder, people, proof.say) as stage:
+        stack = stage.stack
+        proof.say("two visitors watch an ad and telephone")
+        gone, held = [canaries_of(chain) for chain in await _visits(stage)]
+        proof.canaries = [canary.label for who in (gone, held) for canary in who.canaries]
+        await deletion.turn_write_ahead_log(stack)
+        proof.before = await _look(stack, "before the deadline", gone, held)
+
+        proof.say("a legal hold names the second visitor: one proposes it, another one places it")
+        hold_id = await _place_hold(stack, held, people[1].callback_number)
+        as_of = datetime.now(UTC) + deletion.LATER
+        proof.say(f"the deadline passes: as of {as_of.date()}")
+        proof.receipts = await _sweep(stack, as_of)
+        proof.after = await _look_until(stack, "after the deadline", gone, held, _is_as_held)
+
+        proof.say("the hold is lifted, by two persons again")
+        await _release_hold(stack, hold_id)
+        proof.receipts += await _sweep(stack, as_of + timedelta(hours=1))
+        proof.released = await _look_until(
+            stack, "after the release", gone, held, lambda look: not look.scan.finds
+        )
+    proof.is_played = True
+
+
+async def _visits(stage: Stage) -> list[Chain]:
+    browsers = [
+        Browser(stage.stack.url("gateway"), person, lambda *_: None)
+        for person in invite(N_VISITORS)
+    ]
+    visits = await asyncio.gather(*(browser.run() for browser in browsers))
+    return await evidence.gather(stage.stack, stage.exchange, visits)
+
+
+# ---------------------------------------------------------------------- orders
+
+
+async def _place_hold(stack: LocalStack, held: Who, callback_number: str) -> str:
+    """Find the visitor by number, as staff do, and hold all that is theirs."""
+    ids = await stack.run(
+        "call_control",
+        *("find", "number", "--by", _PROPOSER, "--case", _CASE, "--reason", "legal_claim"),
+        said=f"{e164(callback_number)}\n",
+    )
+    text = await stack.run(
+        "retention",
+        *("hold", "propose", "--by", _PROPOSER, "--case", _CASE, "--visitors"),
+        *("--ground", "criminal_complaint", "--kinds", "traffic_data,ad_use,ip_address"),
+        *("--review-on", _review_on().isoformat()),
+        said=_last_line(ids),
+    )
+    hold_id = _word_after(text, "hold")
+    await stack.run("retention", "hold", "place", hold_id, "--by", _DECIDER, "--wait")
+    assert held.number == N_VISITORS
+    return hold_id
+
+
+async def _release_hold(stack: LocalStack, hold_id: str) -> None:
+    await stack.run("retention", "hold", "propose-release", hold_id, "--by", _DECIDER)
+    await stack.run("retention", "hold", "release", hold_id, "--by", _PROPOSER, "--wait")
+
+
+def _review_on() -> date:
+    return datetime.now(UTC).date() + timedelta(days=90)
+
+
+def _word_after(text: str, word: str) -> str:
+    words = text.split()
+    if word not in words:
+        raise DemoError(f"The command did not say which {word} it made.")
+    return words[words.index(word) + 1]
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("{")]
+    if not lines:
+        raise DemoError("The number was not found.")
+    return f"{lines[-1]}\n"
+
+
+async def _sweep(stack: LocalStack, as_of: datetime) -> list[deletion.Deleted]:
+    deleted = await deletion.sweep(stack, as_of)
+    deleted += await deletion.age_outboxes(stack, as_of)
+    await deletion.turn_write_ahead_log(stack)
+    return deleted
+
+
+# ---------------------------------------------------------------------- looking
+
+
+async def _look(stack: LocalStack, when: str, gone: Who, held: Who) -> Look:
+    canaries = [*gone.canaries, *held.canaries]
+    exports = await exported(stack)
+    found = await asyncio.to_thread(scan, stack.layout.folder, canaries, exports)
+    return Look(
+        when=when,
+        scan=found,
+        gone=[canary.label for canary in gone.canaries],
+        held=[canary.label for canary in held.canaries],
+    )
+
+
+async def _look_until(
+    stack: LocalStack, when: str, gone: Who, held: Who, is_good: Callable[[Look], bool]
+) -> Look:
+    """Look again until it is as it must be or the time has passed; return the last look."""
+    loop = asyncio.get_running_loop()
+    deadline_s = loop.time() + GONE_WITHIN_S
+    while True:
+        look = await _look(stack, when, gone, held)
+        if is_good(look) or loop.time() > deadline_s:
+            return look
+        await deletion.turn_write_ahead_log(stack)
+        await asyncio.sleep(1.0)
+
+
+def _is_as_held(look: Look) -> bool:
+    return not look.finds_of_gone and {find.place for find in look.finds_of_held} <= set(KEPT_IN)
