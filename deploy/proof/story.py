@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
+import asyncpg
+
 from deploy.demo import deletion, evidence
 from deploy.demo.errors import DemoError
 from deploy.demo.evidence import Chain
@@ -70,7 +72,7 @@ async def play(folder: Path, proof: Proof) -> None:
         proof.say("two visitors watch an ad and telephone")
         gone, held = [canaries_of(chain) for chain in await _visits(stage)]
         proof.canaries = [canary.label for who in (gone, held) for canary in who.canaries]
-        await deletion.turn_write_ahead_log(stack)
+        await _flush(stack)
         proof.before = await _look(stack, "before the deadline", gone, held)
 
         proof.say("a legal hold names the second visitor: one proposes it, another one places it")
@@ -152,6 +154,15 @@ async def _sweep(stack: LocalStack, as_of: datetime) -> list[deletion.Deleted]:
 
 
 # ---------------------------------------------------------------------- looking
+
+
+async def _flush(stack: LocalStack) -> None:
+    """Let the database write its pages, so that the first look finds them beside the log."""
+    connection = await asyncpg.connect(stack.admin_dsn())
+    try:
+        await connection.execute("CHECKPOINT")
+    finally:
+        await connection.close()
 
 
 async def _look(stack: LocalStack, when: str, gone: Who, held: Who) -> Look:

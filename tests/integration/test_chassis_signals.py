@@ -13,7 +13,17 @@ import pytest
 from deploy.provision import Infrastructure
 from schemas import topics
 from services.chassis import errors
-from tests.support.counting import SERVICE, Counting, event, make_counting, row_of, rows_of, word_of
+from services.chassis.standby import Place
+from tests.support.counting import (
+    SERVICE,
+    Counting,
+    Running,
+    event,
+    make_counting,
+    row_of,
+    rows_of,
+    word_of,
+)
 from tests.support.eventually import eventually
 from tests.support.running import get
 from tests.support.signals import Signals
@@ -40,6 +50,19 @@ def _broker_away(service, released: asyncio.Event) -> None:
     service.sink.send_rows = wait_then_send
 
 
+async def seen_standing_by(run: Running, place: Place) -> Signals:
+    """Look at a process that waits for a place, and give it the place."""
+
+    async def is_standing_by() -> bool:
+        return run.sample("standing_by") == 1
+
+    await eventually(is_standing_by, within_s=20)
+    signals = Signals(run.service.registry)
+    signals.look()
+    await place.close()
+    return signals
+
+
 async def test_every_metric_of_the_chassis_moves(counting, tmp_path):
     """Each family of the registry, none left out; a new one fails here until it is driven."""
     failed: list[bool] = []
@@ -60,7 +83,11 @@ async def test_every_metric_of_the_chassis_moves(counting, tmp_path):
         _broker_away(service, released)
         service.on_secret("kafka_password", lambda _: None)
 
+    # another process has the place of the instance at first
+    place = Place(counting.settings().secret("database_url"), "0")
+    await place.take()
     async with counting.running(
+        wait=False,
         before_save=fail_once_then_wait,
         arrange=arrange,
         secrets_folder=tmp_path,
@@ -69,7 +96,7 @@ async def test_every_metric_of_the_chassis_moves(counting, tmp_path):
         invariant_interval_s=0.5,
         admin_port=port,
     ) as run:
-        signals = Signals(run.service.registry)
+        signals = await seen_standing_by(run, place)
         poison = replace(row_of(event()), payload=b"{}")
         await counting.send(*rows_of(3), row_of(event("odd")), poison, partition=0)
         await counting.has_seen(4)

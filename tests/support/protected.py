@@ -90,7 +90,8 @@ WITH subject AS (INSERT INTO consent_subject VALUES ($1, $2, $3)),
 transfer AS (INSERT INTO consent_transfer_visitor
              VALUES ($1, $4, $2, $1, $1::date + interval '9 hours'))
 INSERT INTO consent_record VALUES ($1::date + 6, $4, 'marketing', $3, 'given', 'v1', 'de.1', 'de',
-                                   'banner', $1::date + interval '9 hours')
+                                   'banner', $1::date + interval '9 hours', 0, 1,
+                                   decode(repeat('11', 32), 'hex'))
 """
 
 

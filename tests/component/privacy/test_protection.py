@@ -316,7 +316,8 @@ async def test_a_hold_of_a_kind_and_days_needs_no_visitor(world: World) -> None:
         for day in days:
             await side.owner.execute(
                 "INSERT INTO consent_record VALUES "
-                "($1, $2, 'marketing', $3, 'given', 'v1', 'de.1', 'de', 'banner', now())",
+                "($1, $2, 'marketing', $3, 'given', 'v1', 'de.1', 'de', 'banner', now(), 0, 1,"
+                " decode(repeat('11', 32), 'hex'))",
                 day, IDS.new(), IDS.new(),
             )  # fmt: skip
         kinds, hold = (DataKind.CONSENT_RECORD,), IDS.new()
