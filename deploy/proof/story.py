@@ -26,6 +26,8 @@ GONE_WITHIN_S = 20.0
 """Kafka removes a segment's files after its check interval and its delete delay."""
 _PROPOSER, _DECIDER = "staff-1", "staff-2"
 _CASE = "STRAF-2026-1"
+_COLUMNS = 6
+"""Of the table of receipts: order, service, table, gone, held, restricted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +85,9 @@ async def play(folder: Path, proof: Proof) -> None:
         proof.after = await _look_until(stack, "after the deadline", gone, held, _is_as_held)
 
         proof.say("the hold is lifted, by two persons again")
-        await _release_hold(stack, hold_id)
-        proof.receipts += await _sweep(stack, as_of + timedelta(hours=1))
+        proof.receipts += await _release_hold(stack, hold_id)
+        # the same cut again: its orders are those of before, and their receipts stand there already
+        await _sweep(stack, as_of + timedelta(hours=1))
         proof.released = await _look_until(
             stack, "after the release", gone, held, lambda look: not look.scan.finds
         )
@@ -123,9 +126,24 @@ async def _place_hold(stack: LocalStack, held: Who, callback_number: str) -> str
     return hold_id
 
 
-async def _release_hold(stack: LocalStack, hold_id: str) -> None:
+async def _release_hold(stack: LocalStack, hold_id: str) -> list[deletion.Deleted]:
+    """Lift the hold, and return what went with it."""
     await stack.run("retention", "hold", "propose-release", hold_id, "--by", _DECIDER)
-    await stack.run("retention", "hold", "release", hold_id, "--by", _PROPOSER, "--wait")
+    text = await stack.run("retention", "hold", "release", hold_id, "--by", _PROPOSER, "--wait")
+    rows = [line.split() for line in text.splitlines()]
+    return [
+        deletion.Deleted(
+            kind="",
+            rule="R-D3",
+            before_day="",
+            service=row[1],
+            table=row[2],
+            n_partitions=0,
+            n_rows=int(row[3]),
+        )
+        for row in rows
+        if len(row) == _COLUMNS and row[3].isdecimal()
+    ]
 
 
 def _review_on() -> date:

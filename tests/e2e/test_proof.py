@@ -64,6 +64,14 @@ def test_after_it_only_what_the_hold_names_is_found(report: dict[str, Any]) -> N
 def test_after_the_release_nothing_is_found(report: dict[str, Any]) -> None:
     """R-D3, D1: a hold pauses; what fell due meanwhile is gone with it."""
     assert finds(report, "after the release") == []
+    released = {
+        line["table"]: line["n_rows"] for line in report["receipts"] if line["rule"] == "R-D3"
+    }
+    assert released["call"] == 1
+    assert released["ad_view"] == 6
+    lines = [(line["rule"], line["service"], line["table"], line["kind"], line["before_day"])
+             for line in report["receipts"]]  # fmt: skip
+    assert len(lines) == len(set(lines)), "a receipt is counted twice"
     assert report["is_proved"] is True
 
 
