@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Everything they need is brought into this folder.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap demo test test-containers check export lock bench bench-calls recovery chaos prove-deletion up down status logs clean
+.PHONY: help bootstrap demo test test-containers check export lock bench bench-calls bench-deletion recovery chaos prove-deletion up down status logs clean
 
 # the first interpreter that runs and is of a version the project supports
 PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
@@ -67,6 +67,9 @@ export: bootstrap ## write anew what is generated: JSON Schema, AsyncAPI, notice
 
 bench: bootstrap ## measure the ad-view path beside COPY and a naive consumer; no verdict
 	@$(RUN) -m benchmarks.ad_view
+
+bench-deletion: bootstrap ## measure the drop of a day beside DELETE, and the erasure of one person; no verdict
+	@$(RUN) -m benchmarks.deletion
 
 bench-calls: bootstrap ## measure call set-up and cut error with and without load beside them; no verdict
 	@$(RUN) -m benchmarks.calls

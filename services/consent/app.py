@@ -19,7 +19,7 @@ from services.privacy import calendar
 from services.privacy.chain import SigningKeys
 from services.privacy.declare import by_day
 from services.privacy.erased import unless_erased
-from services.privacy.executor import on_retention_orders
+from services.privacy.executor import Executor, Hooks
 
 _YEARS_EVERY_S = 3600.0
 _ANCHORS_EVERY_S = 600.0
@@ -40,12 +40,17 @@ def build(settings: Settings | None = None) -> Service[Any]:
     )
     receipt_keys = SigningKeys.from_json(settings.receipt_keys.get_secret_value())
     service.on_secret("receipt_keys", receipt_keys.replace)
-    on_orders = on_retention_orders(TABLES, simulation=settings.simulation, keys=receipt_keys)
+    executor = Executor(
+        TABLES,
+        simulation=settings.simulation,
+        keys=receipt_keys,
+        hooks=Hooks(settle=handlers.forget_states),
+    )
     service.consume(
         {
             topics.CONSENT: unless_erased(handlers.on_consents),
             topics.TRANSFER: transfers.on_transfers,
-            topics.RETENTION_ORDER: on_orders,
+            topics.RETENTION_ORDER: executor.on_orders,
         },
         first=topics.RETENTION_ORDER,
     )

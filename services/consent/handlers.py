@@ -1,8 +1,9 @@
 """Per topic: load, decide, save, enqueue."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date
 from uuid import UUID
 
 from schemas import topics
@@ -118,3 +119,14 @@ def _proof(event: ConsentV1, decision: Decision, proof_id: UUID) -> Proof:
         method=event.method.value,
         salt=secrets.token_bytes(chain.SALT_BYTES),
     )
+
+
+async def forget_states(ctx: Context[Store], visitor_ids: Collection[UUID], _: date) -> None:
+    """Publish that nothing is in force any more for visitors who are erased or restricted.
+
+    Under the same key, so that compaction destroys what stood there; whoever sends refuses from
+    then on (R-G3, R-G4).
+    """
+    loaded = await ctx.store.load(visitor_ids, ())
+    for visitor_id in sorted(loaded.subjects):
+        ctx.outbox.add(topics.CONSENT_STATE, to_wire(visitor_id, ()))

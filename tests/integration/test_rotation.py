@@ -12,6 +12,7 @@ import os
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import asyncpg
@@ -23,7 +24,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaConnectionError
 
 from deploy.local.errors import StackError
-from deploy.local.layout import read_document
+from deploy.local.layout import KEY_KINDS, read_document
 from deploy.local.rotate import retire, rotate
 from deploy.local.stack import LocalStack
 from schemas import topics
@@ -139,6 +140,14 @@ def key_id(ticket: str) -> str:
     return ticket.split(".")[1]
 
 
+async def receipts_are_taken(stack: LocalStack) -> None:
+    """Services sign with new keys, and retention knows them: an order is answered by all (R-D9)."""
+    now = datetime.now(UTC).isoformat()
+    await stack.run("retention", "sweep", "--as-of", now, "--again", "--wait", within_s=90)
+    text = (stack.layout.folder / "logs" / "retention.log").read_text("utf-8")
+    assert "receipt_not_signed" not in text
+
+
 async def test_everything_is_rotated_while_it_runs(  # noqa: PLR0915 - one story, told in order
     stack: LocalStack,
 ) -> None:
@@ -154,8 +163,9 @@ async def test_everything_is_rotated_while_it_runs(  # noqa: PLR0915 - one story
     try:
         for service in SERVICES:
             await rotate(stack.layout.folder, service, said.append)
-        for kind in ("view_ticket_keys", "visit_cookie_keys"):
+        for kind in KEY_KINDS:
             await rotate(stack.layout.folder, kind, said.append)
+        await receipts_are_taken(stack)
         # whoever stands must log in anew: to the database, and to another broker
         for service in ("consent", "ad_ledger"):
             await sessions(stack, service)

@@ -23,12 +23,12 @@ from services.chassis.errors import Poison
 from services.chassis.ids import TimeOrderedIds
 from services.consent import catalogues, chain_store, receipts
 from services.consent.classification import TABLES
-from services.consent.handlers import on_consents
+from services.consent.handlers import forget_states, on_consents
 from services.consent.http import build_http
 from services.consent.store import INVARIANTS, Store
 from services.privacy import calendar, chain
 from services.privacy.chain import SigningKeys, VerifyKeys
-from services.privacy.executor import on_retention_orders
+from services.privacy.executor import Executor, Hooks, on_retention_orders
 from services.privacy.invariants import D2_INVARIANTS
 from tests.support.bench import Bench, new_visitor_id, open_bench, received
 from tests.support.stack import World
@@ -42,7 +42,9 @@ WITHDRAWN = ConsentDecision.WITHDRAWN
 
 @pytest.fixture
 async def bench(world: World) -> AsyncIterator[Bench[Store]]:
-    async with open_bench(world, "consent", Store, days_of=("consent_subject",)) as found:
+    async with open_bench(
+        world, "consent", Store, days_of=("consent_subject", "privacy_erased")
+    ) as found:
         yield found
 
 
@@ -246,6 +248,26 @@ async def test_a_visitor_gets_receipts_and_the_catalogue_again(bench: Bench[Stor
     assert again.json() == shown
     assert shown["hash"] == catalogues.published()[shown["version"]]["de"]
     assert unknown.status_code == 404
+
+
+async def test_an_erasure_publishes_that_nothing_is_in_force(bench: Bench[Store]) -> None:
+    """R-G3, K3: under the visitor's key, once, and for nobody whom consent does not know."""
+    visitor, other = new_visitor_id(), new_visitor_id()
+    await take(bench, (consent(visitor, (Purpose.MARKETING, GIVEN)), bench.now))
+    order = RetentionOrderV1(
+        order_id=IDS.new(),
+        kind=DataKind.AD_USE,
+        action=RetentionAction.ERASE,
+        before_day=bench.now.date() + timedelta(days=1),
+        as_of=bench.now,
+        visitor_ids=(visitor, other),
+    )
+    executor = Executor(TABLES, simulation=True, hooks=Hooks(settle=forget_states))
+    async with bench.transaction() as ctx:
+        await executor.on_orders(ctx, [received(topics.RETENTION_ORDER, order, bench.now)])
+        states = bench.enqueued(ctx, topics.CONSENT_STATE, ConsentStateV1)
+    assert [(state.visitor_id, state.purposes) for state in states] == [(visitor, ())]
+    assert (await _served(bench, visitor)).purposes == ()
 
 
 async def test_a_visitor_without_decision_has_nothing_in_force(bench: Bench[Store]) -> None:
