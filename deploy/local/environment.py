@@ -171,7 +171,7 @@ class Surroundings:
             case "gateway":
                 addresses = {
                     f"{other.upper()}_URL": f"http://127.0.0.1:{ports[other]}"
-                    for other in ("ad_ledger", "call_control")
+                    for other in ("ad_ledger", "call_control", "consent")
                     if other in ports
                 }
                 return addresses | {"PUBLIC_ORIGIN": f"http://127.0.0.1:{ports['gateway']}"}

@@ -111,6 +111,7 @@ def make_reads(settings: Settings, metrics: Metrics) -> Reads:
         client,
         ad_ledger_url=settings.ad_ledger_url,
         call_control_url=settings.call_control_url,
+        consent_url=settings.consent_url,
         metrics=metrics,
     )
 

@@ -14,6 +14,7 @@ class Reason(StrEnum):
     BODY_TOO_LARGE = "body_too_large"
     CALL_CONTROL_AWAY = "call_control_away"
     CALL_UNKNOWN = "call_unknown"
+    CONSENT_AWAY = "consent_away"
     CLIENT_GONE = "client_gone"
     INTERNAL_ERROR = "internal_error"
     INVALID_REQUEST = "invalid_request"

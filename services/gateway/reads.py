@@ -14,6 +14,8 @@ from services.gateway.metrics import Metrics
 
 M = TypeVar("M", bound=BaseModel)
 _ANSWER_BYTES_MAX = 65_536
+_CONSENT_BYTES_MAX = 1_048_576
+"""256 signed receipts, or a catalogue."""
 
 
 class Balance(BaseModel):
@@ -52,12 +54,14 @@ class Reads:
         *,
         ad_ledger_url: str,
         call_control_url: str,
+        consent_url: str | None = None,
         metrics: Metrics,
     ) -> None:
         """Take the client (with its time-outs) and where the services listen."""
         self._client = client
         self._ad_ledger_url = ad_ledger_url
         self._call_control_url = call_control_url
+        self._consent_url = consent_url
         self._metrics = metrics
 
     async def balance(self, visitor_id: UUID, traceparent: str) -> Balance:
@@ -80,6 +84,31 @@ class Reads:
         url = f"{self._call_control_url}/v1/calls/{call_id}"
         owner = {"visitor_id": str(visitor_id)}
         return await self._get("call_control", url, owner, traceparent, CallView)
+
+    async def consent(self, path: str, query: dict[str, str], traceparent: str) -> bytes:
+        """Return what consent answers, in its very bytes: receipts are signed over them.
+
+        Raises:
+            AwayError: consent is away, or has no such thing.
+        """
+        if self._consent_url is None:
+            self._metrics.reads.labels("consent", "away").inc()
+            raise AwayError("consent")
+        try:
+            async with self._client.stream(
+                "GET",
+                f"{self._consent_url}{path}",
+                params=query,
+                headers={"traceparent": trace.child(traceparent)},
+            ) as response:
+                response.raise_for_status()
+                found = await _body(response, _CONSENT_BYTES_MAX)
+        except (httpx.HTTPError, AwayError) as error:
+            self._metrics.reads.labels("consent", "away").inc()
+            logs.get().warning("read failed", name="consent", **logs.describe(error))
+            raise AwayError("consent") from None
+        self._metrics.reads.labels("consent", "found").inc()
+        return found
 
     async def close(self) -> None:
         """Close the connections."""
@@ -105,10 +134,10 @@ class Reads:
         return found
 
 
-async def _body(response: httpx.Response) -> bytes:
+async def _body(response: httpx.Response, bytes_max: int = _ANSWER_BYTES_MAX) -> bytes:
     body = bytearray()
     async for chunk in response.aiter_bytes():
         body += chunk
-        if len(body) > _ANSWER_BYTES_MAX:
+        if len(body) > bytes_max:
             raise AwayError("answer too large")
     return bytes(body)

@@ -38,6 +38,8 @@ class Settings(ServiceSettings):
     visit_cookie_keys: Keys
     ad_ledger_url: BaseUrl
     call_control_url: BaseUrl
+    consent_url: BaseUrl | None = None
+    """Not set = what is read from consent is answered by 503 `consent_away`."""
     public_origin: BaseUrl
     """Where browsers find us; any other Origin is refused, and http:// leaves `Secure` off."""
     trusted_proxies: Annotated[str, AfterValidator(_are_networks)] = ""

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, FastAPI, Path, Request, Response, Security, WebSocket
@@ -102,7 +102,7 @@ def build_http(parts: Parts) -> Guard:
         separate_input_output_schemas=False,
     )
     door = _Door(parts)
-    for routes in (_visits, _ads, _balance, _consents, _calls):
+    for routes in (_visits, _ads, _balance, _consents, _consent_reads, _calls):
         app.include_router(routes(parts, door))
 
     @app.websocket(LIVE_PATH)
@@ -378,6 +378,50 @@ def _consents(parts: Parts, door: _Door) -> APIRouter:
         )
         await door.send(request, topics.CONSENT, [event], [decision_id])
         return models.ConsentAnswer(decision_id=decision_id)
+
+    return router
+
+
+def _consent_reads(parts: Parts, door: _Door) -> APIRouter:
+    router = APIRouter(tags=["consent"])
+    InVisit = Annotated[Visit, Depends(door.visit)]  # noqa: N806 - a type
+    away = documented(*_WITH_VISIT, Reason.CONSENT_AWAY)
+
+    async def read(request: Request, path: str, **query: str) -> bytes:
+        try:
+            return await parts.reads.consent(path, query, request.state.traceparent)
+        except AwayError:
+            raise ProblemError(Reason.CONSENT_AWAY) from None
+
+    @router.get(
+        "/v1/consents/catalogue",
+        summary="Read the catalogue in force",
+        responses={**away, **documented(Reason.INVALID_REQUEST)},
+    )
+    async def read_catalogue(
+        language: Literal["de", "en"], _visit: InVisit, request: Request
+    ) -> Response:
+        """Return the catalogue as it is shown in a language, with its hash (R-F1)."""
+        found = await read(request, "/v1/catalogue", language=language)
+        return Response(found, media_type="application/json")
+
+    @router.get("/v1/consents", summary="Read what I agreed to", responses=away)
+    async def read_consents(visit: InVisit, request: Request) -> Response:
+        """Return what is in force for this visitor; nothing decided = nothing in force."""
+        found = await read(request, f"/v1/visitors/{visit.visitor_id}/consent")
+        return Response(found, media_type="application/json")
+
+    @router.get("/v1/consents/receipts", summary="Read my receipts", responses=away)
+    async def read_receipts(visit: InVisit, request: Request) -> Response:
+        """Return this visitor's signed receipts, in the very bytes that were signed."""
+        found = await read(request, f"/v1/visitors/{visit.visitor_id}/receipts")
+        return Response(found, media_type="application/ld+json")
+
+    @router.get("/v1/consents/consent-mode", summary="Read the page's keys", responses=away)
+    async def read_consent_mode(visit: InVisit, request: Request) -> Response:
+        """Return Google Consent Mode v2's keys as this visitor's choices have them."""
+        found = await read(request, f"/v1/visitors/{visit.visitor_id}/consent-mode")
+        return Response(found, media_type="application/json")
 
     return router
 

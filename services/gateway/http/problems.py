@@ -20,6 +20,7 @@ KINDS: dict[Reason, tuple[HTTPStatus, str]] = {
     Reason.BODY_TOO_LARGE: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The request is too large."),
     Reason.CALL_CONTROL_AWAY: (_AWAY, "Calls cannot be looked up right now; try again."),
     Reason.CALL_UNKNOWN: (_NONE, "There is no such call of yours."),
+    Reason.CONSENT_AWAY: (_AWAY, "Consents cannot be read right now; try again."),
     Reason.CLIENT_GONE: (HTTPStatus.BAD_REQUEST, "The request was not finished."),
     Reason.INTERNAL_ERROR: (HTTPStatus.INTERNAL_SERVER_ERROR, "Something broke on our side."),
     Reason.INVALID_REQUEST: (_BAD, "The request is not as described in /openapi.json."),

@@ -612,7 +612,7 @@ async def test_openapi_describes_every_route_problem_and_example() -> None:
     async with gateway.client() as client:
         document = (await client.get("/openapi.json")).json()
     assert document["openapi"].startswith("3.1")
-    assert len(document["paths"]) == 9
+    assert len(document["paths"]) == 12
     shown: set[str] = set()
     for path, operations in document["paths"].items():
         for operation in operations.values():
