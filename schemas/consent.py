@@ -1,11 +1,18 @@
 """Events `consent` and `consent-state`: what a visitor decided, and what is in force (R-F2)."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from schemas.transfer import RecipientId
 from schemas.wire import Instant, ServerId, VisitorId, WireModel
+
+CHOICES_MAX = 32
+STATES_MAX = 24
+PagePath = Annotated[str, Field(pattern=r"^/[^\s?#]{0,199}$")]
+"""Of the page on which it was decided; no query, no fragment: they may name a person."""
+Version = Annotated[str, Field(pattern=r"^[0-9a-z.\-]{1,32}$")]
 
 
 class Purpose(StrEnum):
@@ -18,12 +25,20 @@ class Purpose(StrEnum):
 
 
 class ConsentDecision(StrEnum):
-    """What the visitor did about one purpose."""
+    """What the visitor did about one purpose; the last two put nothing in force and end nothing."""
 
     GIVEN = "given"
     REFUSED = "refused"
     WITHDRAWN = "withdrawn"
     OBJECTED = "objected"
+    DISMISSED = "dismissed"
+    """Closed the question without an answer."""
+    SERVED = "served"
+    """Was shown the question; no answer so far."""
+
+
+DENIALS = frozenset({ConsentDecision.REFUSED, ConsentDecision.WITHDRAWN, ConsentDecision.OBJECTED})
+"""What needs no catalogue: who denies need not say what was shown."""
 
 
 class ConsentMethod(StrEnum):
@@ -36,22 +51,35 @@ class ConsentMethod(StrEnum):
 
 
 class ConsentChoice(WireModel):
-    """One purpose and what was decided about it."""
+    """One purpose and what was decided about it; without a recipient, for all that were named."""
 
     purpose: Purpose
     decision: ConsentDecision
+    recipient: RecipientId | None = None
 
 
 class ConsentV1(WireModel):
-    """A visitor's decision. Natural key: `decision_id`; decided at `ce_time`."""
+    """A visitor's decision. Natural key: `decision_id`; decided at `ce_time`.
+
+    What was shown (versions, language) may be left out where all choices are denials: a withdrawal
+    in one step and a signal of the browser answer no question (R-F3).
+    """
 
     decision_id: ServerId
     visitor_id: VisitorId
-    choices: Annotated[tuple[ConsentChoice, ...], Field(min_length=1, max_length=8)]
-    catalogue_version: Annotated[str, Field(pattern=r"^[0-9a-z.\-]{1,32}$")]
-    wording_version: Annotated[str, Field(pattern=r"^[0-9a-z.\-]{1,32}$")]
-    language: Annotated[str, Field(pattern=r"^[a-z]{2}$")]
+    choices: Annotated[tuple[ConsentChoice, ...], Field(min_length=1, max_length=CHOICES_MAX)]
+    catalogue_version: Version | None = None
+    wording_version: Version | None = None
+    language: Annotated[str | None, Field(pattern=r"^[a-z]{2}$")] = None
     method: ConsentMethod
+    page: PagePath | None = None
+
+    @model_validator(mode="after")
+    def _says_what_was_shown(self) -> Self:
+        is_said = None not in {self.catalogue_version, self.wording_version, self.language}
+        if not is_said and any(choice.decision not in DENIALS for choice in self.choices):
+            raise ValueError("only denials need not say what was shown")
+        return self
 
 
 class ConsentChange(WireModel):
@@ -62,9 +90,13 @@ class ConsentChange(WireModel):
 
 
 class PurposeState(WireModel):
-    """What is in force for one purpose, since when, and the last days' changes, newest first."""
+    """What is in force for one purpose, since when, and the last days' changes, newest first.
+
+    With a recipient it is about that one alone, and goes before what is said of the purpose.
+    """
 
     purpose: Purpose
+    recipient: RecipientId | None = None
     in_force: bool
     since: Instant
     changes: Annotated[tuple[ConsentChange, ...], Field(max_length=64)] = ()
@@ -74,4 +106,4 @@ class ConsentStateV1(WireModel):
     """All of a visitor's purposes as they stand; the last record per visitor wins."""
 
     visitor_id: VisitorId
-    purposes: Annotated[tuple[PurposeState, ...], Field(max_length=8)]
+    purposes: Annotated[tuple[PurposeState, ...], Field(max_length=STATES_MAX)]

@@ -8,6 +8,8 @@ from pydantic import Field
 from schemas.wire import Instant, Reason, ServerId, VisitorId, WireModel
 
 FIELDS_MAX = 64
+RecipientId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{1,63}$")]
+"""In the recipient register."""
 
 
 class TransferVerdict(StrEnum):
@@ -25,7 +27,7 @@ class TransferV1(WireModel):
     """
 
     transfer_id: ServerId
-    recipient: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{1,63}$")]
+    recipient: RecipientId
     purpose: Reason
     fields: Annotated[
         tuple[Annotated[str, Field(min_length=1, max_length=128)], ...],

@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from services.consent.domain import NECESSARY, Offer
 from services.privacy import chain
 
 FOLDER = Path(__file__).with_name("catalogue")
@@ -179,11 +180,29 @@ class Catalogue(_Data):
     @property
     def consentable(self) -> frozenset[str]:
         """Purposes (categories) that can be decided about: never what is unclassified."""
-        return frozenset(
-            entry.category.value
-            for entry in self.entries
-            if entry.category is not Category.UNCLASSIFIED
-        )
+        return frozenset(self.recipients)
+
+    @property
+    def recipients(self) -> dict[str, frozenset[str]]:
+        """Purpose -> ids (of the recipient register) of who gets something by it (R-F1)."""
+        found: dict[str, set[str]] = {NECESSARY: set()}
+        for entry in self.entries:
+            if entry.category is not Category.UNCLASSIFIED:
+                among = found.setdefault(entry.category.value, set())
+                among.update({recipient_id(entry.recipient)} if entry.recipient else ())
+        return {purpose: frozenset(among) for purpose, among in found.items()}
+
+    def is_worded(self, wording_version: str | None, language: str | None) -> bool:
+        """Whether a wording, in a language, is the one that was shown with this version."""
+        if language not in LANGUAGES:
+            return False
+        wording: Wording = getattr(self.wording, language)
+        return wording.version == wording_version
+
+
+def recipient_id(name: str) -> str:
+    """Return a provider's id in the recipient register."""
+    return name.replace(".", "-")
 
 
 def read(path: Path) -> Catalogue:
@@ -210,6 +229,36 @@ class Catalogues:
     """The published versions, by name."""
 
     by_version: Mapping[str, Catalogue]
+
+    @cached_property
+    def recipients(self) -> frozenset[tuple[str, str]]:
+        """(purpose, id) of all recipients that any version names."""
+        return frozenset(
+            (purpose, recipient)
+            for one in self.by_version.values()
+            for purpose, among in one.recipients.items()
+            for recipient in among
+        )
+
+    def offer(self, version: str | None) -> Offer | None:
+        """Return what a version offers, and whom only others name; None = no such version."""
+        return self._offers.get(version or "")
+
+    @cached_property
+    def _offers(self) -> dict[str, Offer]:
+        return {
+            version: Offer(recipients=one.recipients, others=self._only_elsewhere(one))
+            for version, one in self.by_version.items()
+        }
+
+    def _only_elsewhere(self, catalogue: Catalogue) -> dict[str, frozenset[str]]:
+        mine = catalogue.recipients
+        others: dict[str, frozenset[str]] = {}
+        for one in self.by_version.values():
+            for purpose, among in one.recipients.items():
+                more = among - mine.get(purpose, frozenset())
+                others[purpose] = others.get(purpose, frozenset()) | more
+        return {purpose: among for purpose, among in others.items() if among}
 
     def in_force(self, at: datetime) -> Catalogue:
         """Return the version in force at an instant; of several, the one that began last.

@@ -24,7 +24,9 @@ def part_of(proof_id: UUID) -> int:
 
 def content_of(row: Mapping[str, Any]) -> bytes:
     """Return the bytes that a record commits to: all that it says, by its columns' names."""
-    return chain.canonical({name: row[name] for name in CONTENT})
+    said = {name: row[name] for name in CONTENT}
+    # these came later: what did not have them commits to the same bytes as before
+    return chain.canonical({k: v for k, v in said.items() if v or k not in ("recipient", "page")})
 
 
 CONTENT = (
@@ -38,6 +40,8 @@ CONTENT = (
     "language",
     "method",
     "decided_at",
+    "recipient",
+    "page",
 )
 
 
@@ -140,7 +144,7 @@ async def read_part(connection: db.Connection, part: int) -> Part:
     records = await connection.fetch(
         """
         SELECT chain_seq, salt, ends_on, decision_id, purpose, proof_id, decision,
-            catalogue_version, wording_version, language, method, decided_at
+            catalogue_version, wording_version, language, method, decided_at, recipient, page
         FROM consent_record WHERE chain_part = $1
         """,
         part,

@@ -64,7 +64,7 @@ CLASSIFICATION: Classification = {
     ),
     "consent_record": personal(
         "ends_on decision_id purpose proof_id decision catalogue_version wording_version language"
-        " method decided_at chain_part chain_seq salt",
+        " method decided_at recipient page chain_part chain_seq salt",
         kind=DataKind.CONSENT_RECORD,
         start=PeriodStart.CONSENT_END,
     ),

@@ -5,7 +5,7 @@ repetition can change it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import groupby
@@ -16,7 +16,9 @@ AGE_MAX = timedelta(hours=72)
 AHEAD_MAX = timedelta(minutes=5)
 VISIT_LIFE = timedelta(days=6)
 """Longest life of a visit cookie: nobody can be recognised later, so every consent ends by then."""
-CHANGES_MAX = 64
+STATES_MAX = 24
+CHANGES_MAX = 32
+"""As many of each as a record of 64 kB has room for; before the oldest, nothing was in force."""
 NECESSARY = "necessary"
 
 
@@ -27,6 +29,13 @@ class Verdict(StrEnum):
     REFUSED = "refused"
     WITHDRAWN = "withdrawn"
     OBJECTED = "objected"
+    DISMISSED = "dismissed"
+    SERVED = "served"
+
+
+DENIALS = frozenset({Verdict.REFUSED, Verdict.WITHDRAWN, Verdict.OBJECTED})
+NO_ANSWER = frozenset({Verdict.DISMISSED, Verdict.SERVED})
+"""Recorded, and without effect: who closes the question again has withdrawn nothing."""
 
 
 class Refusal(StrEnum):
@@ -37,21 +46,61 @@ class Refusal(StrEnum):
     TOO_OLD = "too_old"
     FROM_THE_FUTURE = "from_the_future"
     CATALOGUE_UNKNOWN = "catalogue_unknown"
+    PURPOSE_NOT_OFFERED = "purpose_not_offered"
+    RECIPIENT_NOT_OFFERED = "recipient_not_offered"
+    RECIPIENT_UNKNOWN = "recipient_unknown"
+    SIGNAL_GIVES_NOTHING = "signal_gives_nothing"
+
+
+Key = tuple[UUID, str, str | None]
+"""(`decision_id`, `purpose`, `recipient`)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One purpose and what was decided about it; no recipient = all that were named."""
+
+    purpose: str
+    verdict: Verdict
+    recipient: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """What the version that somebody was shown offers.
+
+    Attributes:
+        recipients: purpose that can be consented to -> who would get something by it.
+        others: purpose -> who is named for it by other versions only: an agreement to this one
+            is none to them.
+    """
+
+    recipients: Mapping[str, frozenset[str]]
+    others: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """One purpose of one decision. Natural key: (`decision_id`, `purpose`)."""
+    """One purpose of one decision; its natural key is `key`.
+
+    Attributes:
+        recipient: None = all that were named.
+        is_signal: said by the browser for the visitor; an answer of their own goes before it.
+        not_named: recipients of the purpose that the version shown did not name.
+    """
 
     decision_id: UUID
     purpose: str
     verdict: Verdict
     decided_at: datetime
+    recipient: str | None = None
+    is_signal: bool = False
+    not_named: frozenset[str] = field(default=frozenset(), compare=False)
 
     @property
-    def key(self) -> tuple[UUID, str]:
+    def key(self) -> Key:
         """Its natural key."""
-        return self.decision_id, self.purpose
+        return self.decision_id, self.purpose, self.recipient
 
     @property
     def order(self) -> tuple[datetime, int]:
@@ -69,9 +118,10 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What stands for one purpose; `changes` newest first, at most `CHANGES_MAX`."""
+    """What stands for one purpose (of one recipient); at most `CHANGES_MAX`, newest first."""
 
     purpose: str
+    recipient: str | None = None
     in_force: bool
     since: datetime
     changes: tuple[Change, ...]
@@ -87,15 +137,24 @@ class Judged:
 
 def judge(
     decision_id: UUID,
-    choices: Sequence[tuple[str, Verdict]],
+    choices: Sequence[Choice],
     *,
     decided_at: datetime,
     now: datetime,
+    offer: Offer | None,
+    known_recipients: frozenset[tuple[str, str]] = frozenset(),
+    is_signal: bool = False,
 ) -> Judged:
     """Say what of a visitor's choices can be recorded.
 
     What is necessary for the service rests on the contract, not on consent: it cannot be refused.
-    A purpose that one event both gives and denies is not decided (in doubt, nothing is in force).
+    What one event both gives and denies is not decided (in doubt, nothing is in force). A denial
+    counts whatever was shown; an agreement only to what was offered.
+
+    Args:
+        offer: of the version and wording that were shown; None = nobody knows them.
+        known_recipients: (purpose, recipient) of the register and of all catalogues.
+        is_signal: said by the browser for the visitor.
     """
     assert decided_at.tzinfo is not None
     if decided_at < now - AGE_MAX:
@@ -104,22 +163,62 @@ def judge(
         return Judged(refusals=(Refusal.FROM_THE_FUTURE,))
     decisions: list[Decision] = []
     refusals: list[Refusal] = []
-    for purpose in dict.fromkeys(purpose for purpose, _ in choices):
-        verdicts = {verdict for other, verdict in choices if other == purpose}
+    for purpose, recipient in dict.fromkeys((c.purpose, c.recipient) for c in choices):
+        verdicts = {c.verdict for c in choices if (c.purpose, c.recipient) == (purpose, recipient)}
+        choice = Choice(purpose=purpose, recipient=recipient, verdict=min(verdicts))
         if len(verdicts) > 1:
-            refusals.append(Refusal.PURPOSE_CONTRADICTED)
-        elif purpose == NECESSARY and verdicts != {Verdict.GIVEN}:
-            refusals.append(Refusal.PURPOSE_NECESSARY)
+            refusal: Refusal | None = Refusal.PURPOSE_CONTRADICTED
         else:
-            decisions.append(
-                Decision(
-                    decision_id=decision_id,
-                    purpose=purpose,
-                    verdict=verdicts.pop(),
-                    decided_at=decided_at,
-                )
+            refusal = _refusal(choice, offer, known_recipients, is_signal=is_signal)
+        if refusal is not None:
+            refusals.append(refusal)
+            continue
+        decisions.append(
+            Decision(
+                decision_id=decision_id,
+                purpose=purpose,
+                verdict=choice.verdict,
+                decided_at=decided_at,
+                recipient=recipient,
+                is_signal=is_signal,
+                not_named=not_named(offer, choice),
             )
+        )
     return Judged(decisions=tuple(decisions), refusals=tuple(refusals))
+
+
+def _refusal(
+    choice: Choice,
+    offer: Offer | None,
+    known_recipients: frozenset[tuple[str, str]],
+    *,
+    is_signal: bool,
+) -> Refusal | None:
+    if choice.recipient and (choice.purpose, choice.recipient) not in known_recipients:
+        return Refusal.RECIPIENT_UNKNOWN
+    if choice.verdict in DENIALS:
+        return Refusal.PURPOSE_NECESSARY if choice.purpose == NECESSARY else None
+    if is_signal:
+        return Refusal.SIGNAL_GIVES_NOTHING
+    return _why_not_offered(choice, offer)
+
+
+def _why_not_offered(choice: Choice, offer: Offer | None) -> Refusal | None:
+    if offer is None:
+        # nobody can say what was agreed to: no proof, so nothing in force (R-F2)
+        return Refusal.CATALOGUE_UNKNOWN
+    if choice.purpose not in offer.recipients:
+        return Refusal.PURPOSE_NOT_OFFERED
+    if choice.recipient not in {None, *offer.recipients[choice.purpose]}:
+        return Refusal.RECIPIENT_NOT_OFFERED
+    return None
+
+
+def not_named(offer: Offer | None, choice: Choice) -> frozenset[str]:
+    """Return to whom an agreement to a purpose as a whole does not extend."""
+    if offer is None or choice.verdict is not Verdict.GIVEN or choice.recipient is not None:
+        return frozenset()
+    return offer.others.get(choice.purpose, frozenset())
 
 
 class Novelty(StrEnum):
@@ -130,7 +229,7 @@ class Novelty(StrEnum):
     CONTRADICTS = "contradicts"
 
 
-def compare(known: Mapping[tuple[UUID, str], Decision], decision: Decision) -> Novelty:
+def compare(known: Mapping[Key, Decision], decision: Decision) -> Novelty:
     """Say whether a decision is new; the same key with another content contradicts."""
     earlier = known.get(decision.key)
     if earlier is None:
@@ -139,15 +238,49 @@ def compare(known: Mapping[tuple[UUID, str], Decision], decision: Decision) -> N
 
 
 def states_of(decisions: Iterable[Decision]) -> tuple[State, ...]:
-    """Return what stands for each purpose decided about, by name; no decision = nothing."""
-    by_purpose: dict[str, dict[tuple[UUID, str], Decision]] = {}
+    """Return what stands for each purpose decided about, by name; no decision = nothing.
+
+    A purpose comes first as a whole, then for the recipients of which something else may be true:
+    those that were decided about by name, and those that an agreement did not name (R-F1, R-F2).
+    """
+    by_purpose: dict[str, dict[Key, Decision]] = {}
     for decision in decisions:
-        by_purpose.setdefault(decision.purpose, {})[decision.key] = decision
-    return tuple(_state(purpose, by_purpose[purpose].values()) for purpose in sorted(by_purpose))
+        if decision.verdict not in NO_ANSWER:
+            by_purpose.setdefault(decision.purpose, {})[decision.key] = decision
+    states = []
+    for purpose in sorted(by_purpose):
+        among = by_purpose[purpose].values()
+        recipients = {name for one in among for name in (one.recipient, *one.not_named) if name}
+        of_all = [one for one in among if one.recipient is None]
+        if of_all:
+            states.append(_state(purpose, None, of_all))
+        for recipient in sorted(recipients):
+            mine = [
+                one
+                for one in among
+                if one.recipient == recipient
+                or (one.recipient is None and recipient not in one.not_named)
+            ]
+            if mine:
+                states.append(_state(purpose, recipient, mine))
+            else:
+                states.append(_never(purpose, recipient, of_all))
+    # a cut could lose a denial; the register and all catalogues name far fewer (a test counts)
+    assert len(states) <= STATES_MAX
+    return tuple(states)
 
 
-def _state(purpose: str, decisions: Iterable[Decision]) -> State:
-    ordered = sorted(decisions, key=lambda decision: decision.order)
+def _never(purpose: str, recipient: str, of_all: Sequence[Decision]) -> State:
+    """Return the state of a recipient whom no version named to which the visitor agreed."""
+    since = min(one.decided_at for one in of_all)
+    refused = Change(verdict=Verdict.REFUSED, at=since)
+    return State(
+        purpose=purpose, recipient=recipient, in_force=False, since=since, changes=(refused,)
+    )
+
+
+def _state(purpose: str, recipient: str | None, decisions: Iterable[Decision]) -> State:
+    ordered = _heard(sorted(decisions, key=lambda decision: decision.order))
     assert ordered
     # a decision that only repeats the last word changes nothing
     changes = [
@@ -159,8 +292,19 @@ def _state(purpose: str, decisions: Iterable[Decision]) -> State:
         for in_force, run in groupby(changes, key=lambda change: change.verdict is Verdict.GIVEN)
     ]
     in_force, since = runs[-1]
-    newest_first = tuple(reversed(changes))[:CHANGES_MAX]
-    return State(purpose=purpose, in_force=in_force, since=since, changes=newest_first)
+    return State(
+        purpose=purpose,
+        recipient=recipient,
+        in_force=in_force,
+        since=since,
+        changes=tuple(reversed(changes))[:CHANGES_MAX],
+    )
+
+
+def _heard(ordered: Sequence[Decision]) -> list[Decision]:
+    """Return the decisions that count: a signal only until the visitor has answered themselves."""
+    answered = next((n for n, one in enumerate(ordered) if not one.is_signal), len(ordered))
+    return [one for n, one in enumerate(ordered) if n < answered or not one.is_signal]
 
 
 def in_force_at(state: State, instant: datetime) -> bool:

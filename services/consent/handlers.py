@@ -4,6 +4,7 @@ import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
+from functools import cache
 from uuid import UUID
 
 from schemas import topics
@@ -12,10 +13,10 @@ from services.chassis.context import Context
 from services.chassis.errors import Poison
 from services.chassis.received import Received
 from services.consent import catalogues, domain
-from services.consent.domain import Decision, Novelty, Refusal, Verdict
-from services.consent.store import Loaded, Proof, Store, Subject
+from services.consent.domain import Choice, Decision, Key, Novelty, Verdict
+from services.consent.store import SIGNAL, Loaded, Proof, Store, Subject
 from services.consent.wire import to_wire
-from services.privacy import calendar, chain
+from services.privacy import calendar, chain, recipients
 
 Consents = Sequence[Received[ConsentV1]]
 
@@ -55,15 +56,21 @@ class _Fold:
 def _record(ctx: Context[Store], fold: _Fold, received: Received[ConsentV1]) -> None:
     """Judge one event and take what is new in it into the fold."""
     event = received.event
-    if event.catalogue_version not in catalogues.known().by_version:
-        # nobody can say what was agreed to: no proof, so nothing in force (R-F2)
-        ctx.count(topics.CONSENT, f"refused_{Refusal.CATALOGUE_UNKNOWN.value}")
-        return
     judged = domain.judge(
         event.decision_id,
-        [(choice.purpose.value, Verdict(choice.decision.value)) for choice in event.choices],
+        [
+            Choice(
+                purpose=choice.purpose.value,
+                verdict=Verdict(choice.decision.value),
+                recipient=choice.recipient,
+            )
+            for choice in event.choices
+        ],
         decided_at=received.time,
         now=ctx.now,
+        offer=_offer(event),
+        known_recipients=known_recipients(),
+        is_signal=event.method.value == SIGNAL,
     )
     for refusal in judged.refusals:
         ctx.count(topics.CONSENT, f"refused_{refusal.value}")
@@ -82,7 +89,29 @@ def _record(ctx: Context[Store], fold: _Fold, received: Received[ConsentV1]) -> 
     fold.touched[event.visitor_id] = (received, first_seen)
 
 
-def _is_new(known: dict[tuple[UUID, str], Decision], decision: Decision) -> bool:
+def _offer(event: ConsentV1) -> domain.Offer | None:
+    """Return what the version and wording that were shown offered; None = nobody knows them."""
+    known = catalogues.known()
+    shown = known.by_version.get(event.catalogue_version or "")
+    if shown is None or not shown.is_worded(event.wording_version, event.language):
+        return None
+    return known.offer(shown.version)
+
+
+@cache
+def known_recipients() -> frozenset[tuple[str, str]]:
+    """Return, with the purpose, everybody about whom a choice can be made by name."""
+    register = frozenset(
+        (permission.consent.value, recipient.recipient_id)
+        for entries in recipients.load().by_id.values()
+        for recipient in entries
+        for permission in recipient.permissions
+        if permission.consent is not None
+    )
+    return catalogues.known().recipients | register
+
+
+def _is_new(known: dict[Key, Decision], decision: Decision) -> bool:
     match domain.compare(known, decision):
         case Novelty.NEW:
             return True
@@ -117,6 +146,7 @@ def _proof(event: ConsentV1, decision: Decision, proof_id: UUID) -> Proof:
         wording_version=event.wording_version,
         language=event.language,
         method=event.method.value,
+        page=event.page,
         salt=secrets.token_bytes(chain.SALT_BYTES),
     )
 

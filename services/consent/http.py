@@ -44,7 +44,10 @@ def build_http(
         """Return Google Consent Mode v2's keys as the visitor's choices have them."""
         async with transaction() as ctx:
             states = domain.states_of(await ctx.store.decisions_of(visitor_id))
-        return receipts.consent_mode({state.purpose: state.in_force for state in states})
+        # Google's keys know no single recipients
+        return receipts.consent_mode(
+            {state.purpose: state.in_force for state in states if state.recipient is None}
+        )
 
     @app.get("/v1/receipt-keys")
     async def receipt_keys() -> dict[str, str]:

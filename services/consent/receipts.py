@@ -25,6 +25,8 @@ STATUS = {
     Verdict.WITHDRAWN: "dpv:ConsentWithdrawn",
     # no consent stands after it; that it was an objection is said beside
     Verdict.OBJECTED: "dpv:ConsentRefused",
+    Verdict.DISMISSED: "dpv:ConsentRequestDeferred",
+    Verdict.SERVED: "dpv:ConsentRequested",
 }
 PURPOSE = {
     "necessary": "dpv:ServiceProvision",
@@ -48,11 +50,13 @@ class Recorded:
     proof_id: UUID
     purpose: str
     verdict: Verdict
-    catalogue_version: str
-    wording_version: str
-    language: str
     method: str
     decided_at: datetime
+    catalogue_version: str | None = None
+    wording_version: str | None = None
+    language: str | None = None
+    recipient: str | None = None
+    page: str | None = None
 
 
 def receipts(
@@ -73,7 +77,7 @@ def _receipt(of: Sequence[Recorded], controller: str) -> dict[str, Any]:
     first = of[0]
     # a withdrawal or objection ends what was given: its receipt is a termination receipt
     terminates = any(one.verdict in {Verdict.WITHDRAWN, Verdict.OBJECTED} for one in of)
-    return {
+    receipt = {
         "@context": CONTEXT,
         "@id": f"urn:uuid:{first.decision_id}",
         "@type": "dpv:ConsentReceipt",
@@ -81,27 +85,36 @@ def _receipt(of: Sequence[Recorded], controller: str) -> dict[str, Any]:
         "dct:type": "termination" if terminates else "decision",
         "dct:identifier": first.decision_id,
         "dct:issued": first.decided_at,
-        "dct:language": first.language,
         "dpv:hasDataController": {"@id": controller},
         "dpv:hasDataSubject": {"@id": f"urn:uuid:{first.proof_id}"},
         "dpv:hasLegalBasis": {"@id": "eu-gdpr:A6-1-a"},
-        "dpv:hasNotice": {
+        "dpv:hasProcess": [_process(one) for one in of],
+    }
+    if first.catalogue_version is not None:
+        # a withdrawal in one step and a signal answer no question: no notice was shown
+        receipt["dct:language"] = first.language
+        receipt["dpv:hasNotice"] = {
             "dct:identifier": first.catalogue_version,
             "dct:hasVersion": first.wording_version,
             "dct:language": first.language,
-        },
-        "dpv:hasProcess": [
-            {
-                "dpv:hasPurpose": {"@id": PURPOSE[one.purpose]},
-                "dct:title": one.purpose,
-                "dpv:hasConsentStatus": {"@id": STATUS[one.verdict]},
-                "dct:description": one.verdict.value,
-                "dpv:isIndicatedAtTime": one.decided_at,
-                "dpv:hasIndicationMethod": one.method,
-            }
-            for one in of
-        ],
+        }
+    return receipt
+
+
+def _process(one: Recorded) -> dict[str, Any]:
+    process: dict[str, Any] = {
+        "dpv:hasPurpose": {"@id": PURPOSE[one.purpose]},
+        "dct:title": one.purpose,
+        "dpv:hasConsentStatus": {"@id": STATUS[one.verdict]},
+        "dct:description": one.verdict.value,
+        "dpv:isIndicatedAtTime": one.decided_at,
+        "dpv:hasIndicationMethod": one.method,
     }
+    if one.recipient is not None:
+        process["dpv:hasRecipient"] = one.recipient
+    if one.page is not None:
+        process["dpv:hasLocation"] = one.page
+    return process
 
 
 def sign(receipt: dict[str, Any], keys: SigningKeys) -> dict[str, Any]:

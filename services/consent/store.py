@@ -2,20 +2,23 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import date
 from uuid import UUID
 
 import asyncpg
 
 from services.chassis import db
-from services.consent import chain_store
-from services.consent.domain import Decision, Verdict
+from services.consent import catalogues, chain_store, domain
+from services.consent.domain import Choice, Decision, Key, Verdict
 from services.consent.receipts import Recorded
 from services.privacy import chain
 from services.privacy.invariants import D1_NO_DAY_PARTITION_TOO_OLD, D2_INVARIANTS
 
 DECISIONS_PER_PURPOSE_MAX = 256
 """Newest decisions per visitor and purpose that are read: a bound, far above what a person does."""
+
+SIGNAL = "signal"
+"""The method of what a browser says for the visitor."""
 
 INVARIANTS = {
     **D2_INVARIANTS,
@@ -51,11 +54,12 @@ class Proof:
     decision: Decision
     proof_id: UUID
     ends_on: date
-    catalogue_version: str
-    wording_version: str
-    language: str
     method: str
     salt: bytes
+    catalogue_version: str | None = None
+    wording_version: str | None = None
+    language: str | None = None
+    page: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +72,7 @@ class Loaded:
     """
 
     subjects: dict[UUID, Subject] = field(default_factory=dict)
-    decisions: dict[UUID, dict[tuple[UUID, str], Decision]] = field(default_factory=dict)
+    decisions: dict[UUID, dict[Key, Decision]] = field(default_factory=dict)
     owners: dict[UUID, UUID] = field(default_factory=dict)
 
 
@@ -101,8 +105,9 @@ class Store:
             loaded.decisions.setdefault(row["proof_id"], {})[decision.key] = decision
         for row in await self._connection.fetch(
             """
-            SELECT decision_id, purpose, decision, decided_at, proof_id FROM consent_record
-            WHERE decision_id = ANY($1)
+            SELECT decision_id, purpose, recipient, decision, method, catalogue_version,
+                decided_at, proof_id
+            FROM consent_record WHERE decision_id = ANY($1)
             """,
             list(decision_ids),
         ):
@@ -123,8 +128,8 @@ class Store:
         """Return a visitor's records with what a receipt says; nothing once the link has gone."""
         rows = await self._connection.fetch(
             """
-            SELECT decision_id, purpose, r.proof_id, decision, catalogue_version, wording_version,
-                language, method, decided_at
+            SELECT decision_id, purpose, recipient, r.proof_id, decision, catalogue_version,
+                wording_version, language, method, page, decided_at
             FROM consent_record r JOIN consent_subject s USING (proof_id)
             WHERE visitor_id = $1 ORDER BY decided_at DESC, decision_id, purpose LIMIT $2
             """,
@@ -136,11 +141,13 @@ class Store:
                 decision_id=row["decision_id"],
                 proof_id=row["proof_id"],
                 purpose=row["purpose"],
+                recipient=row["recipient"] or None,
                 verdict=Verdict(row["decision"]),
                 catalogue_version=row["catalogue_version"],
                 wording_version=row["wording_version"],
                 language=row["language"],
                 method=row["method"],
+                page=row["page"],
                 decided_at=row["decided_at"],
             )
             for row in rows
@@ -159,9 +166,9 @@ class Store:
         await self._connection.executemany(
             """
             INSERT INTO consent_record (ends_on, decision_id, purpose, proof_id, decision,
-                catalogue_version, wording_version, language, method, decided_at,
+                catalogue_version, wording_version, language, method, decided_at, recipient, page,
                 chain_part, chain_seq, salt)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
             """,
             await self._chained(proofs),
         )
@@ -212,25 +219,38 @@ class Store:
     async def _records(self, proof_ids: list[UUID]) -> list[asyncpg.Record]:
         rows: list[asyncpg.Record] = await self._connection.fetch(
             """
-            SELECT decision_id, purpose, decision, decided_at, proof_id FROM (
+            SELECT decision_id, purpose, recipient, decision, method, catalogue_version,
+                decided_at, proof_id
+            FROM (
                 SELECT *, row_number() OVER (
-                    PARTITION BY proof_id, purpose ORDER BY decided_at DESC, decision_id DESC
+                    PARTITION BY proof_id, purpose, recipient, method = 'signal'
+                    ORDER BY decided_at DESC, decision_id DESC
                 ) AS nth
-                FROM consent_record WHERE proof_id = ANY($1)
+                FROM consent_record WHERE proof_id = ANY($1) AND decision <> ALL($3)
             ) newest WHERE nth <= $2
             """,
             proof_ids,
             DECISIONS_PER_PURPOSE_MAX,
+            [verdict.value for verdict in domain.NO_ANSWER],
         )
         return rows
 
 
 def _decision(row: asyncpg.Record) -> Decision:
-    return Decision(
-        decision_id=row["decision_id"],
+    choice = Choice(
         purpose=row["purpose"],
         verdict=Verdict(row["decision"]),
+        recipient=row["recipient"] or None,
+    )
+    offer = catalogues.known().offer(row["catalogue_version"])
+    return Decision(
+        decision_id=row["decision_id"],
+        purpose=choice.purpose,
+        verdict=choice.verdict,
         decided_at=row["decided_at"],
+        recipient=choice.recipient,
+        is_signal=row["method"] == SIGNAL,
+        not_named=domain.not_named(offer, choice),
     )
 
 
@@ -238,7 +258,7 @@ def _content(proof: Proof) -> bytes:
     return chain_store.content_of(dict(zip(chain_store.CONTENT, _row(proof), strict=True)))
 
 
-def _row(proof: Proof) -> tuple[date, UUID, str, UUID, str, str, str, str, str, datetime]:
+def _row(proof: Proof) -> tuple[object, ...]:
     return (
         proof.ends_on,
         proof.decision.decision_id,
@@ -250,4 +270,6 @@ def _row(proof: Proof) -> tuple[date, UUID, str, UUID, str, str, str, str, str, 
         proof.language,
         proof.method,
         proof.decision.decided_at,
+        proof.decision.recipient or "",
+        proof.page,
     )

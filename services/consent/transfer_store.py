@@ -29,10 +29,13 @@ INVARIANTS = {
           AND NOT EXISTS (
             SELECT FROM consent_record g
             WHERE g.proof_id = s.proof_id AND g.purpose = t.consent AND g.decision = 'given'
+              AND g.recipient IN ('', t.recipient)
               AND g.decided_at <= span.ends_at
               AND NOT EXISTS (
                 SELECT FROM consent_record w
-                WHERE w.proof_id = g.proof_id AND w.purpose = g.purpose AND w.decision <> 'given'
+                WHERE w.proof_id = g.proof_id AND w.purpose = g.purpose
+                  AND w.recipient IN ('', t.recipient)
+                  AND w.decision IN ('refused', 'withdrawn', 'objected') AND w.method <> 'signal'
                   AND w.decided_at > g.decided_at AND w.decided_at <= span.begins_at))
     """,
     # R-C4: a failure means that the trigger for four eyes was gone for a time.

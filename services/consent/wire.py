@@ -20,6 +20,7 @@ def to_wire(visitor_id: UUID, states: Sequence[State]) -> ConsentStateV1:
         purposes=tuple(
             PurposeState(
                 purpose=Purpose(state.purpose),
+                recipient=state.recipient,
                 in_force=state.in_force,
                 since=state.since,
                 changes=tuple(

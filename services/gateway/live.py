@@ -255,7 +255,10 @@ def message_of(received: Received[Any]) -> Message:
             data = event.model_dump(mode="json", exclude={"visitor_id"}, exclude_none=True)
             return {"type": "call", "at": at, **data}
         case ConsentStateV1():
-            purposes = [p.model_dump(mode="json", exclude={"changes"}) for p in event.purposes]
+            purposes = [
+                p.model_dump(mode="json", exclude={"changes"}, exclude_none=True)
+                for p in event.purposes
+            ]
             return {"type": "consent", "at": at, "purposes": purposes}
         case _:
             raise AssertionError(f"no message for {received.topic}")

@@ -10,7 +10,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from enum import StrEnum
 from typing import Any
@@ -21,6 +21,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 GENESIS = bytes(32)
 SALT_BYTES = 32
+_MISFITS_MAX = 32
+"""How many links that do not fit are looked at for their old place: a chain made anew has many."""
 _SEED_BYTES = 32
 
 
@@ -96,7 +98,9 @@ class Fault(StrEnum):
     MISSING = "missing"
     """One or more links before it are not there."""
     CHANGED = "changed"
-    """It does not follow from what stands before it: edited, inserted or swapped."""
+    """It does not follow from what stands before it: edited, or inserted."""
+    MOVED = "moved"
+    """It is a link of this chain, at another number than its own: reordered."""
     CUT = "cut"
     """An anchor tells of this link, and the chain ends before it."""
     ANCHOR_DIFFERS = "anchor_differs"
@@ -124,14 +128,35 @@ def verify(entries: Iterable[Entry]) -> list[Finding]:
         entries: by number.
     """
     found = []
-    seq, previous = 0, GENESIS
+    misfits: list[tuple[bytes, bytes, Entry]] = []
+    seq, earlier, previous = 0, GENESIS, GENESIS
     for entry in entries:
         if entry.seq != seq + 1:
             found.append(Finding(seq=entry.seq, fault=Fault.MISSING))
         elif entry.hash != link(previous, entry.seq, entry.commitment):
             found.append(Finding(seq=entry.seq, fault=Fault.CHANGED))
-        seq, previous = entry.seq, entry.hash
-    return found
+            misfits.append((earlier, previous, entry))
+        seq, earlier, previous = entry.seq, previous, entry.hash
+    moved = _moved(misfits[:_MISFITS_MAX])
+    return [replace(one, fault=Fault.MOVED) if one.seq in moved else one for one in found]
+
+
+def _moved(misfits: Sequence[tuple[bytes, bytes, Entry]]) -> set[int]:
+    """Return the numbers of links that would fit where another one stands.
+
+    What stood before it may have been moved as well, so every hash around counts.
+    """
+    hashes = {h for earlier, previous, entry in misfits for h in (earlier, previous, entry.hash)}
+    numbers = {number for *_, entry in misfits for number in (entry.seq - 1, entry.seq)}
+    return {
+        entry.seq
+        for *_, entry in misfits
+        if any(
+            link(known, number, entry.commitment) == entry.hash
+            for number in numbers - {entry.seq}
+            for known in hashes
+        )
+    }
 
 
 def is_content_of(entry: Entry, salt: bytes, content: bytes) -> bool:

@@ -5,6 +5,8 @@ could not read for some seconds, all that it knows is stale.
 """
 
 import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -21,7 +23,14 @@ STALE_AFTER = timedelta(seconds=5)
 FORGET_EVERY_S = 600.0
 _KEPT_FOR = timedelta(milliseconds=topics.CONSENT_STATE.age_max_ms)
 
-_Known = tuple[datetime, dict[str, tuple[Change, ...]]]
+
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    """What was said last of a visitor, and when."""
+
+    at: datetime
+    changes: Mapping[str, tuple[Change, ...]]
+    of_recipients: Mapping[tuple[str, str], tuple[Change, ...]]
 
 
 class ConsentStates:
@@ -64,15 +73,30 @@ class ConsentStates:
     def facts_of(self, visitor_id: UUID, now: datetime) -> ConsentFacts:
         """Return what is known of a visitor."""
         known = self._known.get(visitor_id)
-        return ConsentFacts(is_fresh=self.is_fresh(now), changes=known[1] if known else {})
+        if known is None:
+            return ConsentFacts(is_fresh=self.is_fresh(now))
+        return ConsentFacts(
+            is_fresh=self.is_fresh(now),
+            changes=known.changes,
+            of_recipients=known.of_recipients,
+        )
 
     def take(self, received: Received[Any]) -> None:
         """Take a new state of a visitor in place of the old one."""
         event = received.event
         assert isinstance(event, ConsentStateV1)
-        self._known[event.visitor_id] = (
-            received.time,
-            {state.purpose.value: _changes(state) for state in event.purposes},
+        self._known[event.visitor_id] = _Known(
+            at=received.time,
+            changes={
+                state.purpose.value: _changes(state)
+                for state in event.purposes
+                if state.recipient is None
+            },
+            of_recipients={
+                (state.purpose.value, state.recipient): _changes(state)
+                for state in event.purposes
+                if state.recipient is not None
+            },
         )
 
     def forget(self, key: bytes) -> None:
@@ -81,7 +105,7 @@ class ConsentStates:
 
     def forget_before(self, instant: datetime) -> None:
         """Forget states that the topic no longer has either (R-D5)."""
-        old = [visitor_id for visitor_id, known in self._known.items() if known[0] < instant]
+        old = [visitor_id for visitor_id, known in self._known.items() if known.at < instant]
         for visitor_id in old:
             del self._known[visitor_id]
 

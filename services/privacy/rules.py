@@ -44,14 +44,17 @@ class ConsentFacts:
     Attributes:
         is_fresh: whether nothing that was said some seconds ago can be missing.
         changes: purpose of the consent catalogue -> its changes, newest first.
+        of_recipients: (purpose, recipient) -> its changes, where they are not the purpose's.
     """
 
     is_fresh: bool
     changes: Mapping[str, tuple[Change, ...]] = field(default_factory=dict)
+    of_recipients: Mapping[tuple[str, str], tuple[Change, ...]] = field(default_factory=dict)
 
-    def in_force_at(self, purpose: str, instant: datetime) -> bool:
+    def in_force_at(self, purpose: str, recipient: str, instant: datetime) -> bool:
         """Whether a consent was in force at an instant; what nobody gave was not."""
-        for change in self.changes.get(purpose, ()):
+        mine = self.of_recipients.get((purpose, recipient))
+        for change in self.changes.get(purpose, ()) if mine is None else mine:
             if change.at <= instant:
                 return change.in_force
         return False
@@ -142,9 +145,9 @@ def _missing_consent(
     if not consents.is_fresh:
         return RefusalReason.CONSENT_STALE
     purpose = permission.consent.value
-    if not consents.in_force_at(purpose, question.happened_at):
+    if not consents.in_force_at(purpose, question.recipient, question.happened_at):
         return RefusalReason.NO_CONSENT_THEN
-    if not consents.in_force_at(purpose, question.asked_at):
+    if not consents.in_force_at(purpose, question.recipient, question.asked_at):
         return RefusalReason.NO_CONSENT_NOW
     return None
 

@@ -107,7 +107,7 @@ def change_default(contract: Contract) -> None:
 
 
 def lengthen_items(contract: Contract) -> None:
-    properties(contract, "consent.v1")["choices"]["maxItems"] = 9
+    properties(contract, "consent.v1")["choices"]["maxItems"] += 1
 
 
 WITHIN_A_VERSION = [

@@ -17,7 +17,7 @@ import pytest
 from deploy.local.layout import ROOT
 from deploy.phones.phone import TONE_OF_CALLED_HZ, TONE_OF_CALLER_HZ
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 N_VISITORS = 2
 AD_MS = 15_000
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def played(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(folder), cwd=ROOT, capture_output=True, text=True, check=False, timeout=230
+        command(folder), cwd=ROOT, capture_output=True, text=True, check=False, timeout=590
     )
 
 

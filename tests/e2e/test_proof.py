@@ -13,7 +13,7 @@ import pytest
 
 from deploy.local.layout import ROOT
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 EVERYWHERE = {"postgres data", "postgres write-ahead log", "kafka ad-view", "kafka call-request"}
 
 
@@ -30,7 +30,7 @@ def report(folder: Path) -> dict[str, Any]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=230,
+        timeout=590,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     found: dict[str, Any] = json.loads(done.stdout)

@@ -49,7 +49,7 @@ def decide(visitor_id: UUID, decision: ConsentDecision) -> ConsentV1:
         visitor_id=visitor_id,
         choices=(ConsentChoice(purpose=Purpose.MARKETING, decision=decision),),
         catalogue_version="2026-11.1",
-        wording_version="de.1",
+        wording_version="2026-11.1",
         language="de",
         method=ConsentMethod.PAGE,
     )

@@ -210,7 +210,7 @@ async def test_consent_call_and_hang_up_reach_their_topics(
         json={
             "choices": [{"purpose": "marketing", "decision": "refused"}],
             "catalogue_version": "2026-11.1",
-            "wording_version": "de-3",
+            "wording_version": "2026-11.1",
             "language": "de",
             "method": "banner",
         },

@@ -75,7 +75,7 @@ def consent() -> ConsentV1:
         visitor_id=new_visitor_id(),
         choices=(ConsentChoice(purpose=Purpose.MARKETING, decision=ConsentDecision.GIVEN),),
         catalogue_version="2026-11.1",
-        wording_version="de.1",
+        wording_version="2026-11.1",
         language="de",
         method=ConsentMethod.BANNER,
     )

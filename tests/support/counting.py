@@ -51,7 +51,7 @@ from tests.support.stack import World, finish, make_world, new_prefix
 SERVICE = DECLARATION.name
 READ = (topics.CONSENT, topics.RETENTION_ORDER)
 TOPICS = (*READ, topics.CONSENT_STATE, *(topic.dead_letter for topic in READ))
-ORDINARY = "de.1"
+ORDINARY = "2026-11.1"
 IDS = TimeOrderedIds()
 _TABLES = """
 CREATE TABLE seen (

@@ -6,7 +6,16 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal, Protocol
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, FastAPI, Path, Request, Response, Security, WebSocket
+from fastapi import (
+    APIRouter,
+    Depends,
+    FastAPI,
+    Path,
+    Request,
+    Response,
+    Security,
+    WebSocket,
+)
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import APIKeyCookie
 from starlette.exceptions import HTTPException
@@ -14,7 +23,13 @@ from starlette.exceptions import HTTPException
 from schemas import topics, view_ticket
 from schemas.ad_view import AdViewV1
 from schemas.call import CallCommand, CallCommandV1, CallRequestV1
-from schemas.consent import ConsentChoice, ConsentMethod, ConsentV1
+from schemas.consent import (
+    ConsentChoice,
+    ConsentDecision,
+    ConsentMethod,
+    ConsentV1,
+    Purpose,
+)
 from schemas.topics import Topic
 from schemas.view_ticket import KeyRing, TicketError, ViewTicket
 from schemas.wire import ServerId, WireModel
@@ -158,7 +173,7 @@ class _Door:
 # ---------------------------------------------------------------------- visits
 
 
-def _visits(parts: Parts, _: _Door) -> APIRouter:
+def _visits(parts: Parts, door: _Door) -> APIRouter:
     router = APIRouter(tags=["visit"])
     settings = parts.settings
 
@@ -168,19 +183,26 @@ def _visits(parts: Parts, _: _Door) -> APIRouter:
         summary="Open a visit, or keep the one there is",
         responses={
             200: {"model": models.VisitAnswer, "description": "The visit goes on."},
-            **documented(*_GUARDED),
+            **documented(*_GUARDED, Reason.KAFKA_AWAY),
         },
     )
-    async def open_visit(response: Response, cookie: Cookie = None) -> models.VisitAnswer:
+    async def open_visit(
+        request: Request, response: Response, cookie: Cookie = None
+    ) -> models.VisitAnswer:
         """Set the `visit` cookie: a random pseudonym, signed, kept for at most six days.
 
-        A visit that is still valid is kept and never prolonged (R-D5).
+        A visit that is still valid is kept and never prolonged (R-D5). A browser that sends
+        `Sec-GPC: 1` (Global Privacy Control) objects to marketing by it, unless the visitor has
+        answered themselves.
         """
         found = parts.visits.read(cookie)
-        if isinstance(found, Visit):
+        visit, value = (found, None) if isinstance(found, Visit) else parts.visits.open()
+        if request.headers.get("Sec-GPC") == "1":
+            event = objection(visit.visitor_id, parts.ids.new())
+            await door.send(request, topics.CONSENT, [event], [event.decision_id])
+        if value is None:
             response.status_code = 200
-            return models.VisitAnswer(expires_at=found.expires_at(settings.visit_age_max_s))
-        visit, value = parts.visits.open()
+            return models.VisitAnswer(expires_at=visit.expires_at(settings.visit_age_max_s))
         response.set_cookie(
             COOKIE,
             value,
@@ -193,6 +215,17 @@ def _visits(parts: Parts, _: _Door) -> APIRouter:
         return models.VisitAnswer(expires_at=visit.expires_at(settings.visit_age_max_s))
 
     return router
+
+
+def objection(visitor_id: UUID, decision_id: UUID) -> ConsentV1:
+    """Return what Global Privacy Control says for a visitor: nothing for marketing (R-G6)."""
+    choice = ConsentChoice(purpose=Purpose.MARKETING, decision=ConsentDecision.OBJECTED)
+    return ConsentV1(
+        decision_id=decision_id,
+        visitor_id=visitor_id,
+        choices=(choice,),
+        method=ConsentMethod.SIGNAL,
+    )
 
 
 # ---------------------------------------------------------------------- ads
@@ -360,21 +393,57 @@ def _consents(parts: Parts, door: _Door) -> APIRouter:
     async def decide_consent(
         body: models.ConsentRequest, visit: InVisit, request: Request
     ) -> models.ConsentAnswer:
-        """Record what was given, refused, withdrawn or objected to; as easily one as the other."""
-        purposes = [choice.purpose for choice in body.choices]
-        if len(set(purposes)) < len(purposes):
+        """Record what was given, refused, withdrawn or objected to; as easily one as the other.
+
+        A choice without `recipient` is for all recipients that were named. `served` and `dismissed`
+        say that the question was shown and left without an answer: they change nothing.
+        """
+        chosen = [(choice.purpose, choice.recipient) for choice in body.choices]
+        if len(set(chosen)) < len(chosen):
             raise ProblemError(Reason.PURPOSE_TWICE)
         decision_id = parts.ids.new()
         event = ConsentV1(
             decision_id=decision_id,
             visitor_id=visit.visitor_id,
             choices=tuple(
-                ConsentChoice(purpose=c.purpose, decision=c.decision) for c in body.choices
+                ConsentChoice(purpose=c.purpose, decision=c.decision, recipient=c.recipient)
+                for c in body.choices
             ),
             catalogue_version=body.catalogue_version,
             wording_version=body.wording_version,
             language=body.language,
             method=ConsentMethod(body.method.value),
+            page=body.page,
+        )
+        await door.send(request, topics.CONSENT, [event], [decision_id])
+        return models.ConsentAnswer(decision_id=decision_id)
+
+    @router.post(
+        "/v1/consents/withdraw",
+        status_code=202,
+        summary="Withdraw, in one step",
+        responses=documented(*_WITH_VISIT, *_WITH_BODY, Reason.PURPOSE_TWICE),
+    )
+    async def withdraw_consent(
+        body: models.WithdrawRequest, visit: InVisit, request: Request
+    ) -> models.ConsentAnswer:
+        """End every consent, or those named, from now on (R-F3); `{}` is enough.
+
+        Nobody has to say which version they once agreed to. What was never given is withdrawn too:
+        that changes nothing.
+        """
+        if len(set(body.purposes)) < len(body.purposes):
+            raise ProblemError(Reason.PURPOSE_TWICE)
+        decision_id = parts.ids.new()
+        event = ConsentV1(
+            decision_id=decision_id,
+            visitor_id=visit.visitor_id,
+            choices=tuple(
+                ConsentChoice(purpose=Purpose(purpose), decision=ConsentDecision.WITHDRAWN)
+                for purpose in body.purposes
+            ),
+            method=ConsentMethod.PAGE,
+            page=body.page,
         )
         await door.send(request, topics.CONSENT, [event], [decision_id])
         return models.ConsentAnswer(decision_id=decision_id)

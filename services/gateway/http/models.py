@@ -8,7 +8,8 @@ from uuid import UUID
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from schemas.ad_view import AdEventKind
-from schemas.consent import ConsentDecision, Purpose
+from schemas.consent import CHOICES_MAX, ConsentDecision, PagePath, Purpose
+from schemas.transfer import RecipientId
 from schemas.wire import Milliseconds
 
 EVENTS_MAX = 50
@@ -112,16 +113,39 @@ class Choice(_Request):
 
     purpose: Purpose
     decision: ConsentDecision
+    recipient: Annotated[
+        RecipientId | None, Field(description="This one alone; left out: all that were named.")
+    ] = None
 
 
 class ConsentRequest(_Request):
     """What the visitor decided, on which catalogue and wording."""
 
-    choices: Annotated[list[Choice], Field(min_length=1, max_length=len(Purpose))]
+    choices: Annotated[list[Choice], Field(min_length=1, max_length=CHOICES_MAX)]
     catalogue_version: Version
     wording_version: Version
     language: Annotated[str, Field(pattern=r"^[a-z]{2}$", examples=["de"])]
     method: PageMethod
+    page: Annotated[
+        PagePath | None, Field(description="Path of the page, without query and fragment.")
+    ] = None
+
+
+class Withdrawable(StrEnum):
+    """What rests on consent; what is necessary does not."""
+
+    PREFERENCES = "preferences"
+    STATISTICS = "statistics"
+    MARKETING = "marketing"
+
+
+class WithdrawRequest(_Request):
+    """What to end; all of it where nothing is named."""
+
+    purposes: Annotated[list[Withdrawable], Field(min_length=1, max_length=len(Withdrawable))] = (
+        list(Withdrawable)
+    )
+    page: PagePath | None = None
 
 
 class ConsentAnswer(_Answer):

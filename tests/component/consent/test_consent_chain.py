@@ -58,7 +58,7 @@ async def record(bench: Bench[Store], visitor_id: UUID, n: int = N_RECORDS) -> i
             visitor_id=visitor_id,
             choices=(ConsentChoice(purpose=Purpose.MARKETING, decision=ConsentDecision.GIVEN),),
             catalogue_version="2026-11.1",
-            wording_version="de.1",
+            wording_version="2026-11.1",
             language="de",
             method=ConsentMethod.BANNER,
         )
@@ -161,14 +161,15 @@ async def test_a_dropped_link_is_found_where_it_was(
 async def test_swapped_links_are_found(
     bench: Bench[Store], owner: "asyncpg.Connection[Any]", keys: SigningKeys
 ) -> None:
-    """K1: swap, with the numbers made anew."""
+    """K1: swap, with the numbers made anew: said to be reordered, not edited."""
     part = await record(bench, new_visitor_id())
     seq = await owner.fetchval("SELECT seq - 2 FROM consent_chain_head WHERE part = $1", part)
     for old, new in ((seq, 2**40), (seq + 1, seq), (2**40, seq + 1)):
         await owner.execute(
             "UPDATE consent_chain SET seq = $3 WHERE part = $1 AND seq = $2", part, old, new
         )
-    assert ("changed", seq) in await faults(owner, part, keys)
+    found = await faults(owner, part, keys)
+    assert {("moved", seq), ("moved", seq + 1)} <= set(found)
 
 
 async def test_an_inserted_link_is_found(

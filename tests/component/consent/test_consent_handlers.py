@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import AsyncIterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import asyncpg
@@ -11,19 +11,21 @@ import pytest
 
 from schemas import topics
 from schemas.consent import (
+    ConsentChange,
     ConsentChoice,
     ConsentDecision,
     ConsentMethod,
     ConsentStateV1,
     ConsentV1,
     Purpose,
+    PurposeState,
 )
 from schemas.retention import DataKind, RetentionAction, RetentionOrderV1
 from services.chassis.errors import Poison
 from services.chassis.ids import TimeOrderedIds
-from services.consent import catalogues, chain_store, receipts
+from services.consent import catalogues, chain_store, domain, receipts
 from services.consent.classification import TABLES
-from services.consent.handlers import forget_states, on_consents
+from services.consent.handlers import forget_states, known_recipients, on_consents
 from services.consent.http import build_http
 from services.consent.store import INVARIANTS, Store
 from services.privacy import calendar, chain
@@ -58,7 +60,7 @@ def consent(
         visitor_id=visitor_id,
         choices=tuple(ConsentChoice(purpose=p, decision=d) for p, d in choices),
         catalogue_version="2026-11.1",
-        wording_version="de.1",
+        wording_version="2026-11.1",
         language="de",
         method=ConsentMethod.BANNER,
     )
@@ -93,7 +95,9 @@ async def test_a_decision_is_recorded_with_its_proof_and_published(bench: Bench[
         ("marketing", "given", "banner", "de"),
         ("statistics", "refused", "banner", "de"),
     ]
-    assert {(r["catalogue_version"], r["wording_version"]) for r in rows} == {("2026-11.1", "de.1")}
+    assert {(r["catalogue_version"], r["wording_version"]) for r in rows} == {
+        ("2026-11.1", "2026-11.1")
+    }
     assert {r["decided_at"] for r in rows} == {bench.now}
     assert {r["ends_on"] for r in rows} == {calendar.berlin_date(bench.now + timedelta(days=6))}
     assert visitor not in {row["proof_id"] for row in rows}
@@ -158,6 +162,119 @@ async def test_a_choice_by_a_catalogue_nobody_published_is_a_counted_refusal(
     assert await take(bench, (event, bench.now)) == []
     rows = await bench.fetch("SELECT FROM consent_record WHERE decision_id = $1", event.decision_id)
     assert rows == []
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        {"catalogue_version": "2019.9"},
+        {"wording_version": "2019.9"},
+        {"language": "fr"},
+    ],
+    ids=lambda shown: next(iter(shown)),
+)
+async def test_a_denial_counts_whatever_was_shown(
+    bench: Bench[Store], shown: dict[str, str]
+) -> None:
+    """R-F2, R-F3: agreed to nothing that could be shown; a withdrawal needs no version at all."""
+    visitor = new_visitor_id()
+    given = consent(visitor, (Purpose.MARKETING, GIVEN)).model_copy(update=shown)
+    async with bench.transaction() as ctx:
+        await on_consents(ctx, [received(topics.CONSENT, given, bench.now)])
+        assert ctx.counts["consent", "refused_catalogue_unknown"] == 1
+    await take(bench, (consent(visitor, (Purpose.MARKETING, GIVEN)), bench.now))
+    withdrawn = ConsentV1(
+        decision_id=IDS.new(),
+        visitor_id=visitor,
+        choices=(ConsentChoice(purpose=Purpose.MARKETING, decision=WITHDRAWN),),
+        method=ConsentMethod.PAGE,
+        page="/privacy",
+    )
+    (state,) = await take(bench, (withdrawn, bench.now + timedelta(minutes=1)))
+    assert in_force(state) == {"marketing": False}
+    (row,) = await bench.fetch(
+        "SELECT * FROM consent_record WHERE decision_id = $1", withdrawn.decision_id
+    )
+    assert (row["catalogue_version"], row["language"], row["page"]) == (None, None, "/privacy")
+
+
+async def test_choices_about_recipients_are_recorded_and_published(bench: Bench[Store]) -> None:
+    """R-F2, R-E2: per purpose and recipient; each with its own proof, all in the receipt."""
+    visitor = new_visitor_id()
+    event = consent(visitor, (Purpose.MARKETING, GIVEN)).model_copy(
+        update={
+            "choices": (
+                ConsentChoice(purpose=Purpose.MARKETING, decision=GIVEN),
+                ConsentChoice(purpose=Purpose.MARKETING, decision=REFUSED, recipient="adgrx-com"),
+                ConsentChoice(purpose=Purpose.MARKETING, decision=REFUSED, recipient="nobody"),
+            )
+        }
+    )
+    (state,) = await take(bench, (event, bench.now), (event, bench.now))
+    found = [(one.recipient, one.in_force) for one in state.purposes]
+    assert found == [(None, True), ("adgrx-com", False)]
+    rows = await bench.fetch(
+        "SELECT recipient, decision FROM consent_record WHERE decision_id = $1 ORDER BY recipient",
+        event.decision_id,
+    )
+    assert [tuple(row) for row in rows] == [("", "given"), ("adgrx-com", "refused")]
+    async with bench.transaction() as ctx:
+        recorded = await ctx.store.recorded_of(visitor)
+    (signed,) = receipts.receipts(recorded, controller="https://callpartner.de/", keys=KEYS)
+    named = {one.get("dpv:hasRecipient") for one in signed["receipt"]["dpv:hasProcess"]}
+    assert named == {None, "adgrx-com"}
+    assert await take(bench, (event, bench.now)) == []
+
+
+async def test_a_signal_and_a_question_without_an_answer(bench: Bench[Store]) -> None:
+    """R-G6, R-F3: the browser objects until the visitor answers; a closed question is none."""
+    visitor = new_visitor_id()
+
+    def signal() -> ConsentV1:
+        return ConsentV1(
+            decision_id=IDS.new(),
+            visitor_id=visitor,
+            choices=(ConsentChoice(purpose=Purpose.MARKETING, decision=ConsentDecision.OBJECTED),),
+            method=ConsentMethod.SIGNAL,
+        )
+
+    minute = timedelta(minutes=1)
+    (state,) = await take(bench, (signal(), bench.now))
+    assert in_force(state) == {"marketing": False}
+    (state,) = await take(bench, (consent(visitor, (Purpose.MARKETING, GIVEN)), bench.now + minute))
+    assert in_force(state) == {"marketing": True}
+    for event in (
+        signal(),
+        consent(visitor, (Purpose.MARKETING, ConsentDecision.SERVED)),
+        consent(visitor, (Purpose.MARKETING, ConsentDecision.DISMISSED)),
+    ):
+        assert await take(bench, (event, bench.now + 2 * minute)) == []
+        rows = await bench.fetch(
+            "SELECT FROM consent_record WHERE decision_id = $1", event.decision_id
+        )
+        assert len(rows) == 1, "recorded, without effect"
+    assert in_force(await _served(bench, visitor)) == {"marketing": True}
+
+
+def test_a_record_has_room_for_every_state() -> None:
+    """R-F2: what the register and the catalogues name fits; a cut could lose a denial."""
+    purposes = {purpose for purpose, _ in known_recipients()} | set(Purpose)
+    assert len(known_recipients()) + len(purposes) <= domain.STATES_MAX
+    at = datetime(2026, 11, 22, 18, 3, 31, 123456, tzinfo=UTC)
+    largest = ConsentStateV1(
+        visitor_id=new_visitor_id(),
+        purposes=tuple(
+            PurposeState(
+                purpose=Purpose.PREFERENCES,
+                recipient="x" * 64,
+                in_force=False,
+                since=at,
+                changes=(ConsentChange(decision=WITHDRAWN, at=at),) * domain.CHANGES_MAX,
+            )
+            for _ in range(domain.STATES_MAX)
+        ),
+    )
+    assert len(largest.model_dump_json(exclude_none=True)) < topics.MESSAGE_BYTES_MAX
 
 
 async def test_refusing_what_is_necessary_is_a_counted_refusal(bench: Bench[Store]) -> None:

@@ -195,7 +195,7 @@ async def test_a_transfer_against_the_consent_is_a_violation(bench):
             visitor_id=visitor_id,
             choices=(ConsentChoice(purpose=Purpose.MARKETING, decision=decision),),
             catalogue_version="2026-11.1",
-            wording_version="de.1",
+            wording_version="2026-11.1",
             language="de",
             method=ConsentMethod.BANNER,
         )

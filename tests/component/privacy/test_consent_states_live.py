@@ -67,7 +67,7 @@ async def test_it_knows_what_was_said_before_it_began_and_since(world):
         assert not states.is_fresh(CLOCK.now()), "nothing has been read"
         await fresh(states)
         now = CLOCK.now()
-        assert states.facts_of(before, now).in_force_at("marketing", now)
+        assert states.facts_of(before, now).in_force_at("marketing", "adgrx-com", now)
         assert not states.facts_of(since, now).changes
         await send(world, "consent", (topics.CONSENT_STATE, state(since, in_force=True)))
 

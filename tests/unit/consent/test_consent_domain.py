@@ -1,5 +1,6 @@
 """Rules of consent (R-F2, R-F3, K2)."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -9,8 +10,13 @@ from hypothesis import strategies as st
 
 from services.consent.domain import (
     CHANGES_MAX,
+    DENIALS,
+    NO_ANSWER,
+    Choice,
     Decision,
+    Judged,
     Novelty,
+    Offer,
     Refusal,
     Verdict,
     compare,
@@ -23,18 +29,38 @@ NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 ID = UUID("019ab000-0000-7000-8000-000000000001")
 GIVEN, REFUSED, WITHDRAWN = Verdict.GIVEN, Verdict.REFUSED, Verdict.WITHDRAWN
 
+OFFER = Offer(
+    recipients={
+        "necessary": frozenset(),
+        "marketing": frozenset({"stickyadstv-com"}),
+        "statistics": frozenset(),
+    }
+)
+
 DECISIONS = st.lists(
     st.builds(
         Decision,
         decision_id=st.integers(0, 2**32).map(lambda n: UUID(int=ID.int + n)),
         purpose=st.sampled_from(["marketing", "statistics", "preferences"]),
-        verdict=st.sampled_from(Verdict),
+        verdict=st.sampled_from(sorted(set(Verdict) - NO_ANSWER)),
         # few instants, so that some decisions fall on the same one
         decided_at=st.integers(0, 5).map(lambda n: NOW + timedelta(seconds=n)),
     ),
     unique_by=lambda decision: decision.key,
     max_size=30,
 )
+
+
+def judged(
+    *choices: tuple[str, Verdict], at: datetime = NOW, offer: Offer | None = OFFER
+) -> Judged:
+    return judge(
+        ID,
+        [Choice(purpose=purpose, verdict=verdict) for purpose, verdict in choices],
+        decided_at=at,
+        now=NOW,
+        offer=offer,
+    )
 
 
 def decision(n: int, verdict: Verdict, purpose: str = "marketing") -> Decision:
@@ -108,22 +134,22 @@ def test_changes_are_bounded_by_the_newest():
 @pytest.mark.parametrize("verdict", [REFUSED, WITHDRAWN, Verdict.OBJECTED])
 def test_what_is_necessary_cannot_be_refused_and_the_rest_is_recorded(verdict):
     """R-F2: the refusal is a value; the other purposes of the same decision count."""
-    judged = judge(ID, [("necessary", verdict), ("marketing", REFUSED)], decided_at=NOW, now=NOW)
-    assert judged.refusals == (Refusal.PURPOSE_NECESSARY,)
-    assert [(d.purpose, d.verdict) for d in judged.decisions] == [("marketing", REFUSED)]
+    found = judged(("necessary", verdict), ("marketing", REFUSED))
+    assert found.refusals == (Refusal.PURPOSE_NECESSARY,)
+    assert [(d.purpose, d.verdict) for d in found.decisions] == [("marketing", REFUSED)]
 
 
 def test_a_purpose_both_given_and_denied_is_not_decided():
     """R-F4: when in doubt, nothing is in force."""
-    judged = judge(ID, [("marketing", GIVEN), ("marketing", REFUSED)], decided_at=NOW, now=NOW)
-    assert judged.refusals == (Refusal.PURPOSE_CONTRADICTED,)
-    assert judged.decisions == ()
+    found = judged(("marketing", GIVEN), ("marketing", REFUSED))
+    assert found.refusals == (Refusal.PURPOSE_CONTRADICTED,)
+    assert found.decisions == ()
 
 
 def test_the_same_purpose_twice_with_the_same_word_is_one_decision():
     """R-F2."""
-    judged = judge(ID, [("marketing", GIVEN)] * 2, decided_at=NOW, now=NOW)
-    assert (len(judged.decisions), judged.refusals) == (1, ())
+    found = judged(*[("marketing", GIVEN)] * 2)
+    assert (len(found.decisions), found.refusals) == (1, ())
 
 
 @pytest.mark.parametrize(
@@ -138,8 +164,106 @@ def test_the_same_purpose_twice_with_the_same_word_is_one_decision():
 )
 def test_a_decision_must_be_of_these_days(age, refusals):
     """R-D5: an older one would outlive its day's partition."""
-    judged = judge(ID, [("marketing", GIVEN)], decided_at=NOW - age, now=NOW)
-    assert judged.refusals == refusals
+    assert judged(("marketing", GIVEN), at=NOW - age).refusals == refusals
+
+
+@pytest.mark.parametrize(
+    ("choice", "offer", "is_signal", "refusal"),
+    [
+        (Choice(purpose="marketing", verdict=GIVEN), None, False, Refusal.CATALOGUE_UNKNOWN),
+        (
+            Choice(purpose="marketing", verdict=Verdict.SERVED),
+            None,
+            False,
+            Refusal.CATALOGUE_UNKNOWN,
+        ),
+        (Choice(purpose="preferences", verdict=GIVEN), OFFER, False, Refusal.PURPOSE_NOT_OFFERED),
+        (
+            Choice(purpose="marketing", verdict=GIVEN, recipient="adgrx-com"),
+            OFFER,
+            False,
+            Refusal.RECIPIENT_NOT_OFFERED,
+        ),
+        (
+            Choice(purpose="marketing", verdict=REFUSED, recipient="nobody"),
+            OFFER,
+            False,
+            Refusal.RECIPIENT_UNKNOWN,
+        ),
+        (Choice(purpose="marketing", verdict=GIVEN), OFFER, True, Refusal.SIGNAL_GIVES_NOTHING),
+        # a denial counts whatever was shown
+        *((Choice(purpose="marketing", verdict=verdict), None, False, None) for verdict in DENIALS),
+        (Choice(purpose="preferences", verdict=WITHDRAWN), OFFER, False, None),
+        (Choice(purpose="marketing", verdict=Verdict.OBJECTED), None, True, None),
+        (
+            Choice(purpose="marketing", verdict=REFUSED, recipient="adgrx-com"),
+            OFFER,
+            False,
+            None,
+        ),
+        (
+            Choice(purpose="marketing", verdict=GIVEN, recipient="stickyadstv-com"),
+            OFFER,
+            False,
+            None,
+        ),
+    ],
+)
+def test_what_can_be_recorded(choice, offer, is_signal, refusal):
+    """R-F1, R-F2, R-F4: an agreement to what was offered only; a denial in any case."""
+    known = frozenset({("marketing", "stickyadstv-com"), ("marketing", "adgrx-com")})
+    found = judge(
+        ID,
+        [choice],
+        decided_at=NOW,
+        now=NOW,
+        offer=offer,
+        known_recipients=known,
+        is_signal=is_signal,
+    )
+    assert found.refusals == (() if refusal is None else (refusal,))
+    assert len(found.decisions) == (refusal is None)
+
+
+@pytest.mark.parametrize("verdict", sorted(NO_ANSWER))
+def test_a_question_without_an_answer_changes_nothing(verdict):
+    """R-F2: who closes the question that is asked again has not withdrawn."""
+    given = decision(1, GIVEN)
+    assert states_of([given, decision(2, verdict)]) == states_of([given])
+    assert states_of([decision(2, verdict)]) == ()
+
+
+def test_a_signal_gives_way_to_the_visitors_own_answer():
+    """R-F3, R-G6: the browser objects on every page; who agreed themselves has agreed."""
+    signals = [replace(decision(n, Verdict.OBJECTED), is_signal=True) for n in (1, 3)]
+    (state,) = states_of(signals)
+    assert not state.in_force
+    (state,) = states_of([*signals, decision(2, GIVEN)])
+    assert state.in_force
+    assert [change.verdict for change in state.changes] == [GIVEN, Verdict.OBJECTED]
+
+
+def test_one_recipient_can_be_left_out():
+    """R-F2, R-E2: agreed to the purpose, not to that one; and the other way round."""
+    alone = replace(decision(2, REFUSED), recipient="adgrx-com")
+    states = states_of([decision(1, GIVEN), alone])
+    assert [(s.recipient, s.in_force) for s in states] == [(None, True), ("adgrx-com", False)]
+    states = states_of([decision(1, REFUSED), replace(alone, verdict=GIVEN)])
+    assert [(s.recipient, s.in_force) for s in states] == [(None, False), ("adgrx-com", True)]
+    # the last word about all is about that one too
+    states = states_of([decision(1, GIVEN), alone, decision(3, GIVEN)])
+    assert [(s.recipient, s.in_force) for s in states] == [(None, True), ("adgrx-com", True)]
+
+
+def test_who_was_not_named_gets_nothing():
+    """R-F1, R-F2: a new recipient in a new version asks again."""
+    old = replace(decision(1, GIVEN), not_named=frozenset({"new-exchange"}))
+    states = states_of([old])
+    assert [(s.recipient, s.in_force) for s in states] == [(None, True), ("new-exchange", False)]
+    assert not in_force_at(states[1], NOW + timedelta(days=1))
+    states = states_of([old, decision(2, GIVEN)])
+    assert [(s.recipient, s.in_force) for s in states] == [(None, True), ("new-exchange", True)]
+    assert not in_force_at(states[1], old.decided_at)
 
 
 def test_the_same_key_with_another_content_contradicts():

@@ -102,12 +102,13 @@ class FakeSender:
 
 @dataclass
 class FakeServices:
-    """The read APIs of ledger and call control, as a small server of their own."""
+    """The read APIs of ledger, call control and consent, as a small server of their own."""
 
     balances: dict[str, Any] = field(default_factory=dict)
     calls: dict[str, Any] = field(default_factory=dict)
     status: int = 200
     raw: bytes | None = None
+    consent: bytes | None = None
     seen: list[Request] = field(default_factory=list)
 
     def app(self) -> Starlette:
@@ -115,8 +116,14 @@ class FakeServices:
             routes=[
                 Route("/v1/visitors/{visitor_id}/balance", self._balance),
                 Route("/v1/calls/{call_id}", self._call),
+                Route("/v1/visitors/{visitor_id}/{what}", self._consent),
+                Route("/v1/catalogue", self._consent),
             ]
         )
+
+    async def _consent(self, request: Request) -> Response:
+        self.seen.append(request)
+        return Response(self.consent) if self.consent else Response(status_code=503)
 
     async def _balance(self, request: Request) -> Response:
         return self._answer(request, self.balances.get(request.path_params["visitor_id"]))
@@ -151,6 +158,7 @@ class Gateway:
                 "visit_cookie_keys": json.dumps(COOKIE_KEYS),
                 "ad_ledger_url": "http://ledger",
                 "call_control_url": "http://calls",
+                "consent_url": "http://consent",
                 "public_origin": ORIGIN,
                 **settings,
             }
@@ -167,6 +175,7 @@ class Gateway:
             httpx.AsyncClient(transport=httpx.ASGITransport(self.services.app())),
             ad_ledger_url=self.settings.ad_ledger_url,
             call_control_url=self.settings.call_control_url,
+            consent_url=self.settings.consent_url,
             metrics=metrics,
         )
         self.limits = make_limits(self.settings, self.clock, metrics)

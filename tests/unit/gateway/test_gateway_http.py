@@ -12,7 +12,7 @@ import pytest
 
 from schemas import topics, view_ticket
 from schemas.view_ticket import KeyRing
-from services.gateway.domain import Reason
+from services.gateway.domain import Reason, Visit
 from services.gateway.http.problems import KINDS
 from tests.unit.gateway.support import MEDIA, NOW, ORIGIN, PEER, TICKET_KEYS, Gateway, ad_event
 
@@ -22,7 +22,7 @@ NUMBERS = {"callback_number": "+49 30 23125 011", "destination_number": "+49 30 
 CONSENT: dict[str, Any] = {
     "choices": [{"purpose": "marketing", "decision": "refused"}],
     "catalogue_version": "2026-11.1",
-    "wording_version": "de-3",
+    "wording_version": "2026-11.1",
     "language": "de",
     "method": "banner",
 }
@@ -372,8 +372,129 @@ async def test_consent_goes_out_as_decided() -> None:
         event = gateway.sender.events[-1]
         assert str(event.decision_id) == response.json()["decision_id"]
         assert (event.visitor_id, event.choices[0].decision.value) == (visitor_id, decision)
-        assert (event.catalogue_version, event.wording_version) == ("2026-11.1", "de-3")
+        assert (event.catalogue_version, event.wording_version) == ("2026-11.1", "2026-11.1")
     assert all(topic is topics.CONSENT for s in gateway.sender.sent for topic, _, _ in s.events)
+
+
+async def test_a_choice_may_be_about_one_recipient_and_says_on_which_page() -> None:
+    """R-F2: per purpose and recipient; a question without an answer is recorded too."""
+    gateway = Gateway()
+    client, _ = gateway.visitor()
+    choices = [
+        {"purpose": "marketing", "decision": "given"},
+        {"purpose": "marketing", "decision": "refused", "recipient": "adgrx-com"},
+        {"purpose": "statistics", "decision": "dismissed"},
+    ]
+    asked = CONSENT | {"choices": choices, "page": "/minutes"}
+    assert (await client.post("/v1/consents", json=asked)).status_code == 202
+    event = gateway.sender.events[-1]
+    assert [
+        choice.model_dump(mode="json", exclude_none=True) for choice in event.choices
+    ] == choices
+    assert event.page == "/minutes"
+    for wrong in ({"page": "/minutes?who=me"}, {"choices": [choices[1], choices[1]]}):
+        assert (await client.post("/v1/consents", json=asked | wrong)).status_code == 422
+    assert len(gateway.sender.sent) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "withdrawn"),
+    [
+        ({}, ["preferences", "statistics", "marketing"]),
+        ({"purposes": ["marketing"], "page": "/privacy"}, ["marketing"]),
+    ],
+)
+async def test_withdrawing_takes_one_step(body: dict[str, Any], withdrawn: list[str]) -> None:
+    """R-F3, R-G7: nobody must know what they once agreed to."""
+    gateway = Gateway()
+    client, visitor_id = gateway.visitor()
+    response = await client.post("/v1/consents/withdraw", json=body)
+    assert response.status_code == 202
+    (event,) = gateway.sender.events
+    assert str(event.decision_id) == response.json()["decision_id"]
+    assert event.visitor_id == visitor_id
+    assert [(c.purpose.value, c.decision.value) for c in event.choices] == [
+        (purpose, "withdrawn") for purpose in withdrawn
+    ]
+    assert (event.catalogue_version, event.page) == (None, body.get("page"))
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({"purposes": ["marketing", "marketing"]}, Reason.PURPOSE_TWICE),
+        ({"purposes": []}, Reason.INVALID_REQUEST),
+        ({"purposes": ["necessary"]}, Reason.INVALID_REQUEST),
+    ],
+)
+async def test_what_cannot_be_withdrawn_is_said(body: dict[str, Any], reason: Reason) -> None:
+    """R-F3: what is necessary rests on the contract."""
+    gateway = Gateway()
+    client, _ = gateway.visitor()
+    problem_of(await client.post("/v1/consents/withdraw", json=body), 422, reason)
+    assert gateway.sender.sent == []
+
+
+@pytest.mark.parametrize(
+    ("header", "n_events"), [({"Sec-GPC": "1"}, 1), ({"Sec-GPC": "0"}, 0), ({}, 0)]
+)
+async def test_global_privacy_control_is_an_objection(
+    header: dict[str, str], n_events: int
+) -> None:
+    """R-G6, R-F4: recorded before the visit is opened, by its pseudonym, as a signal."""
+    gateway = Gateway()
+    async with gateway.client() as client:
+        response = await client.post("/v1/visits", headers=header)
+    assert response.status_code == 201
+    value = response.headers["set-cookie"].partition("=")[2].partition(";")[0]
+    visit = gateway.visits.read(value)
+    assert isinstance(visit, Visit)
+    assert len(gateway.sender.events) == n_events
+    for event in gateway.sender.events:
+        assert event.visitor_id == visit.visitor_id
+        assert [(c.purpose.value, c.decision.value) for c in event.choices] == [
+            ("marketing", "objected")
+        ]
+        assert (event.method.value, event.catalogue_version) == ("signal", None)
+
+
+async def test_an_objection_that_cannot_be_recorded_opens_no_visit() -> None:
+    """R-F4: nothing accepted is lost; the browser tries again."""
+    gateway = Gateway()
+    gateway.sender.is_away = True
+    async with gateway.client() as client:
+        response = await client.post("/v1/visits", headers={"Sec-GPC": "1"})
+    problem_of(response, 503, Reason.KAFKA_AWAY)
+    assert "set-cookie" not in response.headers
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "kind"),
+    [
+        ("/v1/consents", "/v1/visitors/{visitor}/consent", "application/json"),
+        ("/v1/consents/receipts", "/v1/visitors/{visitor}/receipts", "application/ld+json"),
+        ("/v1/consents/consent-mode", "/v1/visitors/{visitor}/consent-mode", "application/json"),
+        ("/v1/consents/catalogue?language=de", "/v1/catalogue", "application/json"),
+    ],
+)
+async def test_what_consent_knows_is_read_for_this_visitor(
+    path: str, asked: str, kind: str
+) -> None:
+    """R-F1, R-F3: what I agreed to, my receipts; never somebody else's."""
+    gateway = Gateway()
+    client, visitor_id = gateway.visitor()
+    gateway.services.consent = b'{"b":1, "a":2}'
+    response = await client.get(path)
+    assert (response.status_code, response.content) == (200, b'{"b":1, "a":2}')
+    assert response.headers["content-type"] == kind
+    assert [r.url.path for r in gateway.services.seen] == [asked.format(visitor=visitor_id)]
+
+
+async def test_consent_away_is_said() -> None:
+    """R-F3: 503, nothing made up."""
+    client, _ = Gateway().visitor()
+    problem_of(await client.get("/v1/consents"), 503, Reason.CONSENT_AWAY)
+    problem_of(await client.get("/v1/consents/catalogue?language=fr"), 422, Reason.INVALID_REQUEST)
 
 
 @pytest.mark.parametrize(
@@ -612,7 +733,7 @@ async def test_openapi_describes_every_route_problem_and_example() -> None:
     async with gateway.client() as client:
         document = (await client.get("/openapi.json")).json()
     assert document["openapi"].startswith("3.1")
-    assert len(document["paths"]) == 12
+    assert len(document["paths"]) == 13
     shown: set[str] = set()
     for path, operations in document["paths"].items():
         for operation in operations.values():

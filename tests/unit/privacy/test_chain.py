@@ -91,8 +91,9 @@ def inserted(entries: list[Entry], at: int) -> list[Entry]:
         (edited_with_its_hash, 4, [(5, Fault.CHANGED)]),
         (dropped, 4, [(5, Fault.MISSING)]),
         (dropped, 1, [(2, Fault.MISSING)]),
-        (swapped, 4, [(4, Fault.CHANGED), (5, Fault.CHANGED), (6, Fault.CHANGED)]),
-        (inserted, 4, [(n, Fault.CHANGED) for n in range(6, 11)]),
+        (swapped, 4, [(4, Fault.MOVED), (5, Fault.MOVED), (6, Fault.CHANGED)]),
+        # what was put in follows well: the later links say that they were moved
+        (inserted, 4, [(n, Fault.MOVED) for n in range(6, 11)]),
     ],
 )
 def test_an_attack_shows_where_it_was_made(

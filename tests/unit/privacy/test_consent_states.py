@@ -60,10 +60,10 @@ def test_the_last_state_counts_with_its_history():
     )
     found.take(state(NOW, in_force=False, changes=changes))
     facts = found.facts_of(VISITOR, NOW)
-    assert not facts.in_force_at("marketing", NOW)
-    assert facts.in_force_at("marketing", NOW - timedelta(microseconds=1))
-    assert not facts.in_force_at("marketing", NOW - timedelta(hours=4))
-    assert not facts.in_force_at("statistics", NOW)
+    assert not facts.in_force_at("marketing", "adgrx-com", NOW)
+    assert facts.in_force_at("marketing", "adgrx-com", NOW - timedelta(microseconds=1))
+    assert not facts.in_force_at("marketing", "adgrx-com", NOW - timedelta(hours=4))
+    assert not facts.in_force_at("statistics", "adgrx-com", NOW)
 
 
 def test_a_state_without_changes_stands_since_its_instant():
@@ -71,8 +71,23 @@ def test_a_state_without_changes_stands_since_its_instant():
     found = states()
     found.take(state(NOW - timedelta(hours=1), in_force=True))
     facts = found.facts_of(VISITOR, NOW)
-    assert facts.in_force_at("marketing", NOW)
-    assert not facts.in_force_at("marketing", NOW - timedelta(hours=2))
+    assert facts.in_force_at("marketing", "adgrx-com", NOW)
+    assert not facts.in_force_at("marketing", "adgrx-com", NOW - timedelta(hours=2))
+
+
+def test_what_is_said_of_one_recipient_goes_before_what_is_said_of_the_purpose():
+    """R-E2, R-F2, K3."""
+    found = states()
+    since = NOW - timedelta(hours=1)
+    both = (
+        PurposeState(purpose=MARKETING, in_force=True, since=since),
+        PurposeState(purpose=MARKETING, recipient="adgrx-com", in_force=False, since=since),
+    )
+    event = ConsentStateV1(visitor_id=VISITOR, purposes=both)
+    found.take(received(topics.CONSENT_STATE, event, NOW))
+    facts = found.facts_of(VISITOR, NOW)
+    assert not facts.in_force_at("marketing", "adgrx-com", NOW)
+    assert facts.in_force_at("marketing", "stickyadstv-com", NOW)
 
 
 def test_what_is_deleted_or_old_is_forgotten():
