@@ -168,7 +168,7 @@ TRANSFER = Topic(
     description="What was sent to a recipient outside, or refused, and on which ground.",
     model=transfer.TransferV1,
     key="transfer_id",
-    producers=("gateway", "ad_ledger"),
+    producers=("gateway", "ad_ledger", "call_control"),
     consumers=("consent",),
     kinds=(DataKind.AD_USE,),
 )

@@ -15,13 +15,16 @@ from services.call_control.sip.backend import SipBackend
 from services.call_control.sip.settings import TrunkSettings
 from services.call_control.store import INVARIANTS, Store
 from services.call_control.switch import Switch
+from services.call_control.transfers import NumberGate
 from services.chassis.clock import SystemClock
 from services.chassis.db import DayTable
 from services.chassis.service import Service
+from services.privacy import recipients
 from services.privacy.chain import SigningKeys
 from services.privacy.declare import by_day
 from services.privacy.erased import unless_erased
 from services.privacy.executor import Executor, Hooks
+from services.privacy.rules import NOTHING_KNOWN, RuleBook
 from services.privacy.waiting import retry_waiting_orders
 
 
@@ -41,18 +44,7 @@ def build(settings: Settings | None = None, carrier: CallBackend | None = None) 
         day_tables=[DayTable(name) for name in by_day(TABLES)],
         invariants=INVARIANTS,
     )
-    handlers = Handlers(
-        Limits(
-            talk_max_ms=settings.talk_max_ms,
-            lease_ms=domain.lease_ms(
-                ring_a_s=settings.ring_a_timeout_s,
-                ring_b_s=settings.ring_b_timeout_s,
-                talk_max_ms=settings.talk_max_ms,
-                outage_margin_s=settings.outage_margin_s,
-            ),
-            request_age_max_s=settings.request_age_max_s,
-        )
-    )
+    handlers = Handlers(_limits(settings))
     receipt_keys = SigningKeys.from_json(settings.receipt_keys.get_secret_value())
     service.on_secret("receipt_keys", receipt_keys.replace)
     executor = Executor(
@@ -73,8 +65,14 @@ def build(settings: Settings | None = None, carrier: CallBackend | None = None) 
     retry_waiting_orders(service, executor)
     service.serve(build_http(service))
     clock = SystemClock()
+    # a call rests on the contract: no consent is asked for, so none is known here
+    rules = RuleBook(recipients.load(), lambda _visitor_id, _now: NOTHING_KNOWN)
     switch = Switch(
-        service, carrier or SipBackend(_trunk(settings), clock.now), settings, CallMetrics(registry)
+        service,
+        carrier or SipBackend(_trunk(settings), clock.now),
+        settings,
+        CallMetrics(registry),
+        NumberGate(rules, clock),
     )
     service.task("switch", switch.run)
     service.task("orders", lambda: service.weatherproof("orders", switch.take_orders))
@@ -82,6 +80,19 @@ def build(settings: Settings | None = None, carrier: CallBackend | None = None) 
     service.task("orphans", lambda: service.weatherproof("orphans", switch.adopt_orphans))
     service.before_stop(switch.stop)
     return service
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        talk_max_ms=settings.talk_max_ms,
+        lease_ms=domain.lease_ms(
+            ring_a_s=settings.ring_a_timeout_s,
+            ring_b_s=settings.ring_b_timeout_s,
+            talk_max_ms=settings.talk_max_ms,
+            outage_margin_s=settings.outage_margin_s,
+        ),
+        request_age_max_s=settings.request_age_max_s,
+    )
 
 
 def _trunk(settings: Settings) -> TrunkSettings:

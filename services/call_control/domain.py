@@ -17,6 +17,8 @@ UUID7_TIMESTAMP_SHIFT = 80
 LAST_MILLISECOND = 253_402_300_799_999
 """Of the year 9999; an id may claim a later one."""
 COUNTRY_CODE = "49"
+COUNTRY = "DE"
+"""Where every number that may be dialled is (C5); ISO 3166-1."""
 _TYPED = re.compile(r"\+?[0-9 ()/.\-]+")
 _NATIONAL_DIGITS_MAX = 13
 """E.164 has 15 digits, country code included; the library takes longer ones for assigned."""

@@ -23,6 +23,7 @@ from services.call_control.handlers import REASON_REQUESTED, tell
 from services.call_control.metrics import CallMetrics
 from services.call_control.settings import Settings
 from services.call_control.store import Call, End, Store
+from services.call_control.transfers import REASON_NOT_PERMITTED, NumberGate
 from services.chassis import errors, logs
 from services.chassis.clock import sleep
 from services.chassis.context import Context
@@ -48,8 +49,10 @@ class Switch:
         carrier: CallBackend,
         settings: Settings,
         metrics: CallMetrics,
+        gate: NumberGate,
     ) -> None:
-        """Take the chassis, the back end that carries calls, settings and metrics."""
+        """Take the chassis, the back end that carries calls, settings, metrics and the gate."""
+        self._gate = gate
         self._service = service
         self._backend = carrier
         self._settings = settings
@@ -184,10 +187,10 @@ class Switch:
                     elif (
                         call.state is State.RESERVED
                         and call_id not in hang_ups
-                        and await self._is_still_wanted(ctx, call)
+                        and (command := await self._wanted(ctx, call)) is not None
                     ):
                         await hold(ctx, call)
-                        dials.append(self._dial(call))
+                        dials.append(command)
                 await ctx.store.orders_done(mine, ctx.now)
         # only now: what is dialled is held for certain
         for command in dials:
@@ -230,21 +233,23 @@ class Switch:
             # before the commit, whose answer may get lost: rather twice than never
             self._backend.send(backend.HangUp(call_id=call.call_id))
 
-    async def _is_still_wanted(self, ctx: Context[Store], call: Call) -> bool:
-        """Whether someone still waits for the call; one that nobody waits for is ended."""
-        if not domain.is_too_old(call.requested_at, ctx.now, self._request_age_max):
-            return True
-        await self._end_undialled(ctx, call, domain.RefusalReason.REQUEST_TOO_OLD.value)
-        return False
+    async def _wanted(self, ctx: Context[Store], call: Call) -> backend.Dial | None:
+        """Return what to dial; a call that nobody waits for, or that may not go, is ended."""
+        if domain.is_too_old(call.requested_at, ctx.now, self._request_age_max):
+            await self._end_undialled(ctx, call, domain.RefusalReason.REQUEST_TOO_OLD.value)
+            return None
+        numbers = await self._gate.clear(ctx, call)
+        if numbers is None:
+            await self._end_undialled(ctx, call, REASON_NOT_PERMITTED)
+            return None
+        return self._dial(call, *numbers)
 
-    def _dial(self, call: Call) -> backend.Dial:
-        assert call.callback_number is not None
-        assert call.destination_number is not None
+    def _dial(self, call: Call, number_a: str, number_b: str) -> backend.Dial:
         assert call.reserved_ms is not None, "no call starts without a reservation (C1)"
         return backend.Dial(
             call_id=call.call_id,
-            number_a=call.callback_number,
-            number_b=call.destination_number,
+            number_a=number_a,
+            number_b=number_b,
             talk_limit_ms=call.reserved_ms,
             ring_a_timeout_ms=self._settings.ring_a_timeout_s * 1000,
             ring_b_timeout_ms=self._settings.ring_b_timeout_s * 1000,

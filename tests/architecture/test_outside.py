@@ -48,8 +48,8 @@ REACHES: dict[str, dict[str, str]] = {
     },
     "pogo_core": {"services/chassis/db.py": "our PostgreSQL: migrations"},
     "sippy": {
-        "services/call_control/sip/": "the carrier's SIP trunk: the call that the visitor asked for"
-        " is itself the transfer of its numbers (R-A6, R-E1); its record is the CDR",
+        "services/call_control/sip/": "the carrier's SIP trunk: dials only the numbers that the"
+        " gate cleared (transfers.py, switch.py; R-A6, R-E1)",
     },
     "ssl": {
         "services/chassis/kafka.py": "our Kafka: whom its certificates are checked against",

@@ -19,6 +19,7 @@ from typing_extensions import override
 from schemas import topics
 from schemas.call import CallCommand, CallCommandV1, CallEndV1, CallRequestV1
 from schemas.credit import CreditDecisionV1, CreditOperation, CreditRequestV1
+from schemas.transfer import TransferV1, TransferVerdict
 from services.call_control import store
 from services.call_control.backend import (
     BackendFailedError,
@@ -38,12 +39,24 @@ from services.call_control.metrics import CallMetrics
 from services.call_control.settings import Settings
 from services.call_control.store import INVARIANTS, Store
 from services.call_control.switch import Switch
+from services.call_control.transfers import NumberGate
 from services.chassis import errors
 from services.chassis.clock import SystemClock
 from services.chassis.context import Context
 from services.chassis.db import DayTable
 from services.chassis.service import Service
-from services.privacy.declare import by_day
+from services.privacy import recipients
+from services.privacy.declare import LegalBasis, by_day
+from services.privacy.gate import (
+    Permit,
+    Question,
+    Refusal,
+    RefusalReason,
+    Rules,
+    ThirdCountryGround,
+    Verdict,
+)
+from services.privacy.rules import NOTHING_KNOWN, RuleBook
 from tests.support.bench import IDS, new_visitor_id, received
 from tests.support.eventually import eventually
 from tests.support.fake_backend import FakeBackend
@@ -115,9 +128,14 @@ class Process:
             day_tables=[DayTable(name) for name in by_day(TABLES)], clock=self.clock,
         )  # fmt: skip
         self.backend = Carrier(self.clock)
-        self.switch = Switch(self.service, self.backend, settings, CallMetrics(self.registry))
+        self.rules: Rules = RuleBook(recipients.load(), lambda _visitor_id, _now: NOTHING_KNOWN)
+        gate = NumberGate(self._ask, self.clock)
+        self.switch = Switch(self.service, self.backend, settings, CallMetrics(self.registry), gate)
         self.handlers = Handlers(Limits(talk_max_ms=60_000, lease_ms=600_000, request_age_max_s=60))
         self.running: asyncio.Task[None] | None = None
+
+    async def _ask(self, question: Question) -> Verdict:
+        return await self.rules(question)
 
     async def start(self) -> None:
         """Open the database and begin to write down what the carrier reports."""
@@ -217,6 +235,12 @@ class Process:
         )
         return [CallEndV1.model_validate_json(row["payload"]) for row in rows]
 
+    async def transfers(self, visitor_id: UUID) -> list[TransferV1]:
+        """Return what was recorded of a visitor's data that went outside, or did not."""
+        rows = await self.fetch("SELECT payload FROM outbox WHERE topic = 'transfer'")
+        events = [TransferV1.model_validate_json(row["payload"]) for row in rows]
+        return [event for event in events if event.visitor_id == visitor_id]
+
     async def assert_invariants(self) -> None:
         """C1-C5."""
         for name, sql in INVARIANTS.items():
@@ -307,6 +331,53 @@ async def test_the_switch_ends_a_call_at_its_stop(process):
     row = await process.row(call_id)
     assert (row["state"], row["reason"]) == ("ended", "shutdown")
     assert len(await process.ends(call_id)) == 1
+
+
+# --------------------------------------------------------------------------- the gate
+
+
+async def test_the_transfer_of_the_numbers_is_recorded_before_anything_is_dialled(process):
+    """R-E2, K3: with its ground, in the transaction that takes the call; once, names only."""
+    call_id = await process.reserved_call()
+    process.service.commits_to_fail = 1
+    with pytest.raises(asyncpg.ConnectionDoesNotExistError):
+        await process.take_orders()
+    assert process.sent(Dial, call_id) == []
+    await process.take_orders()
+    assert len(process.sent(Dial, call_id)) == 1
+    row = await process.row(call_id)
+    (event,) = await process.transfers(row["visitor_id"])
+    assert (event.recipient, event.purpose, event.country) == ("network-operators", "call", "DE")
+    assert event.fields == ("callback_number", "destination_number")
+    assert (event.verdict, event.basis) == (TransferVerdict.PERMITTED, "Art. 6(1)(b)")
+    assert event.happened_at == row["requested_at"]
+    assert "3023125" not in event.model_dump_json()
+
+
+@pytest.mark.parametrize("allowed", [frozenset(), frozenset({"callback_number"})])
+async def test_what_the_gate_does_not_clear_is_not_dialled(process, allowed):
+    """R-E2, K3, C3: refused, or half of it: nothing goes, the call ends, the credit is free."""
+
+    async def rules(question: Question) -> Verdict:
+        if not allowed:
+            return Refusal(question=question, reason=RefusalReason.RECIPIENT_NOT_VALID)
+        return Permit(
+            question=question,
+            fields=allowed,
+            basis=LegalBasis.CONTRACT,
+            country=ThirdCountryGround.NOT_A_THIRD_COUNTRY,
+        )
+
+    process.rules = rules
+    call_id = await process.reserved_call()
+    await process.take_orders()
+    assert process.sent(Dial, call_id) == []
+    row = await process.row(call_id)
+    assert (row["state"], row["reason"]) == ("ended", "transfer_not_permitted")
+    assert len(await process.ends(call_id)) == 1
+    assert len(await process.transfers(row["visitor_id"])) == 1
+    assert process.switch._held == set()
+    await process.assert_invariants()
 
 
 # --------------------------------------------------------------------------- orders
