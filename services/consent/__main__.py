@@ -1,9 +1,9 @@
-"""`python -m services.consent [migrate | verify | catalogue | disclose | transfers | accesses]`."""
+"""`python -m services.consent [migrate | verify | catalogue | disclose | transfers | …]`."""
 
 import sys
 
 from services.chassis.service import Command, main
-from services.consent import command, disclosures
+from services.consent import command, disclosures, proofs
 from services.consent.app import build
 from services.consent.declaration import DECLARATION
 from services.consent.settings import Settings
@@ -15,5 +15,8 @@ if __name__ == "__main__":
         "accesses": disclosures.accesses,
         "verify": command.verify,
         "catalogue": command.catalogue,
+        "import": proofs.import_old,
+        "withdraw": proofs.withdraw,
+        "proof": proofs.proof,
     }
     sys.exit(main(DECLARATION, build, Settings, commands))

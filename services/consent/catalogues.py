@@ -240,6 +240,15 @@ class Catalogues:
             for recipient in among
         )
 
+    def asks_again(self, answered: Catalogue, now: datetime) -> bool:
+        """Whether who answered to one version must be asked about the one in force (R-F2).
+
+        Raises:
+            CatalogueError: none is in force.
+        """
+        current = self.in_force(now)
+        return current.version != answered.version and diff(answered, current).asks_again
+
     def offer(self, version: str | None) -> Offer | None:
         """Return what a version offers, and whom only others name; None = no such version."""
         return self._offers.get(version or "")

@@ -6,12 +6,12 @@ taken from the services that have it; here stand its extent, its ground and who 
 """
 
 import argparse
-import contextlib
 import hashlib
 import json
 import secrets
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Awaitable, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,9 @@ import asyncpg
 from pydantic_settings import SettingsConfigDict
 
 from schemas.retention import DataKind
-from services.chassis import db
+from services.chassis import command
 from services.chassis.clock import SystemClock
 from services.chassis.context import Context
-from services.chassis.ids import TimeOrderedIds
-from services.chassis.outbox import Outbox
 from services.chassis.settings import ServiceSettings
 from services.consent.declaration import DECLARATION
 from services.consent.transfer_store import ConsentStore, Proposal
@@ -61,20 +59,21 @@ class RefusedError(Exception):
 
 async def disclose(arguments: Sequence[str]) -> int:
     """`disclose propose|approve|list`."""
-    return await _guarded(_disclose(Desk.load(), _parse_disclose(arguments)))
+    return await guarded(_disclose(Desk.load(), _parse_disclose(arguments)))
 
 
 async def transfers(arguments: Sequence[str]) -> int:
     """`transfers --visitor …`: to whom a visitor's data went; logged as an access (R-C5)."""
-    return await _guarded(_transfers(Desk.load(), _parse_transfers(arguments)))
+    return await guarded(_transfers(Desk.load(), _parse_transfers(arguments)))
 
 
 async def accesses(arguments: Sequence[str]) -> int:
     """`accesses`: who of the staff read what, and why; for the data-protection officer (R-C5)."""
-    return await _guarded(_accesses(Desk.load(), _parse_accesses(arguments)))
+    return await guarded(_accesses(Desk.load(), _parse_accesses(arguments)))
 
 
-async def _guarded(act: Any) -> int:
+async def guarded(act: Awaitable[Any]) -> int:
+    """Print what a command found as JSON; 2 and one sentence where it is refused."""
     try:
         found = await act
     except (RefusedError, ValueError) as error:
@@ -128,7 +127,7 @@ class Desk:
     def __init__(self, settings: StaffSettings) -> None:
         """Take the settings."""
         self.clock = SystemClock()
-        self._url = settings.database_url.get_secret_value()
+        self._url = settings.secret("database_url")
         self._staff = {part.strip() for part in settings.staff.split(",") if part.strip()}
         self._keys_folder = settings.hash_keys_folder
 
@@ -148,23 +147,9 @@ class Desk:
             raise RefusedError("set CONSENT_HASH_KEYS_FOLDER: without it no access can be logged")
         return AccessLog(self.transaction, DayKeys(self._keys_folder, self.clock))
 
-    @contextlib.asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Context[ConsentStore]]:
+    def transaction(self) -> AbstractAsyncContextManager[Context[ConsentStore]]:
         """Open a transaction as the service does, on a connection of its own."""
-        connection = await db.connect(self._url)
-        try:
-            async with connection.transaction():
-                now, ids = self.clock.now(), TimeOrderedIds()
-                yield Context(
-                    store=ConsentStore(connection),
-                    outbox=Outbox(DECLARATION.name, ids, now),
-                    now=now,
-                    ids=ids,
-                    connection=connection,
-                    service=DECLARATION.name,
-                )
-        finally:
-            await connection.close()
+        return command.transaction(self._url, DECLARATION.name, ConsentStore, self.clock)
 
 
 async def _disclose(desk: Desk, asked: argparse.Namespace) -> Any:

@@ -1,7 +1,8 @@
 """What the gateway may read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
@@ -49,11 +50,31 @@ def build_http(
             {state.purpose: state.in_force for state in states if state.recipient is None}
         )
 
+    @app.get("/v1/visitors/{visitor_id}/question")
+    async def question_of(visitor_id: UUID) -> dict[str, Any]:
+        """Return whether the visitor is to be asked, and about which version (R-F2).
+
+        Who has answered is asked again only about what widens: a recipient, purpose or reach more.
+        Who closed the question, or whose browser objects, has been heard.
+        """
+        async with transaction() as ctx:
+            recorded, now = await ctx.store.recorded_of(visitor_id), ctx.now
+        current = catalogues.known().in_force(now)
+        heard = [one for one in recorded if one.verdict is not domain.Verdict.SERVED]
+        return {"is_to_be_asked": _asks(heard, now), "catalogue_version": current.version}
+
     @app.get("/v1/receipt-keys")
     async def receipt_keys() -> dict[str, str]:
         """Return the public keys (Ed25519, hex) by which receipts and anchors verify."""
         return keys.public()
 
+    _serve_catalogues(app, transaction)
+    return app
+
+
+def _serve_catalogues(
+    app: FastAPI, transaction: Callable[[], AbstractAsyncContextManager[Context[Store]]]
+) -> None:
     @app.get("/v1/catalogue")
     async def catalogue_in_force(language: Literal["de", "en"]) -> dict[str, Any]:
         """Return the catalogue in force as it is shown in a language, with its hash."""
@@ -69,7 +90,16 @@ def build_http(
             raise HTTPException(404, "no such catalogue was published")
         return _shown(found, language)
 
-    return app
+
+def _asks(heard: Sequence[receipts.Recorded], now: datetime) -> bool:
+    """Whether to ask somebody; `heard`: what they said so far."""
+    if not heard:
+        return True
+    known = catalogues.known()
+    last = max(heard, key=lambda one: one.decided_at)
+    # who said it without a question (a withdrawal in one step) knew what was in force
+    answered = known.by_version.get(last.catalogue_version or "") or known.in_force(last.decided_at)
+    return known.asks_again(answered, now)
 
 
 def _shown(catalogue: catalogues.Catalogue, language: str) -> dict[str, Any]:

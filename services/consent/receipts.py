@@ -90,7 +90,7 @@ def _receipt(of: Sequence[Recorded], controller: str) -> dict[str, Any]:
         "dpv:hasLegalBasis": {"@id": "eu-gdpr:A6-1-a"},
         "dpv:hasProcess": [_process(one) for one in of],
     }
-    if first.catalogue_version is not None:
+    if first.wording_version is not None:
         # a withdrawal in one step and a signal answer no question: no notice was shown
         receipt["dct:language"] = first.language
         receipt["dpv:hasNotice"] = {

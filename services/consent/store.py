@@ -63,6 +63,15 @@ class Proof:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Known:
+    """One record as it stands under its proof id."""
+
+    decision: Decision
+    ends_on: date
+    method: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Loaded:
     """What is known of some visitors.
 
@@ -123,6 +132,28 @@ class Store:
             "SELECT proof_id FROM consent_subject WHERE visitor_id = $1", visitor_id
         )
         return [_decision(row) for row in await self._records([row["proof_id"] for row in rows])]
+
+    async def known_of(self, proof_id: UUID) -> list[Known]:
+        """Return what stands under a proof id, whoever's it is."""
+        rows = await self._connection.fetch(
+            """
+            SELECT decision_id, purpose, recipient, decision, method, catalogue_version,
+                decided_at, ends_on
+            FROM consent_record WHERE proof_id = $1
+            """,
+            proof_id,
+        )
+        return [
+            Known(decision=_decision(row), ends_on=row["ends_on"], method=row["method"])
+            for row in rows
+        ]
+
+    async def visitor_of(self, proof_id: UUID) -> UUID | None:
+        """Return whose proof it is; None once the link has gone, or where there never was one."""
+        found: UUID | None = await self._connection.fetchval(
+            "SELECT visitor_id FROM consent_subject WHERE proof_id = $1", proof_id
+        )
+        return found
 
     async def recorded_of(self, visitor_id: UUID) -> list[Recorded]:
         """Return a visitor's records with what a receipt says; nothing once the link has gone."""

@@ -1,7 +1,7 @@
 """The ad partner's usage feed: a ledger's process, real Kafka and PostgreSQL, real HTTPS (R-A4)."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ IDS = TimeOrderedIds()
 KEY_JSON = '{"k1": "' + "11" * 32 + '"}'
 KEYS = view_ticket.KeyRing.from_json(KEY_JSON)
 KINDS = ("page_hit", "start")
+WHOLE_VIEW = (*KINDS, "first_quartile", "midpoint", "third_quartile", "complete")
 ADDRESS = "203.0.113.77"
 
 
@@ -57,23 +58,25 @@ def start(world: World, partner: Partner, **more: str) -> Any:
     )
 
 
-async def watch(world: World, visitor_id: UUID) -> list[tuple[str, str]]:
-    """Send the first steps of a view; return (ticket, kind) of each."""
+async def watch(
+    world: World, visitor_id: UUID, kinds: Sequence[str] = KINDS, begun_s: float = 1
+) -> list[tuple[str, str]]:
+    """Send the first steps of a view, or all; return (ticket, kind) of each."""
     now = datetime.now(UTC)
     ticket = view_ticket.ViewTicket(
         ticket_id=IDS.new(), visitor_id=visitor_id, ad_id="house-1", duration_ms=16_000,
-        issued_at=now - timedelta(seconds=1), expires_at=now + timedelta(hours=1),
+        issued_at=now - timedelta(seconds=begun_s), expires_at=now + timedelta(hours=1),
     )  # fmt: skip
-    text = view_ticket.issue(KEYS, ticket)
+    text, position_ms = view_ticket.issue(KEYS, ticket), min(16_000, int(begun_s * 1000))
     events = [
         AdViewV1(
-            visitor_id=visitor_id, ticket=text, kind=AdEventKind(kind), position_ms=0,
+            visitor_id=visitor_id, ticket=text, kind=AdEventKind(kind), position_ms=position_ms,
             address=ADDRESS,
         )
-        for kind in KINDS
+        for kind in kinds
     ]  # fmt: skip
     await send(world, "gateway", *((topics.AD_VIEW, event) for event in events))
-    return [(str(ticket.ticket_id), kind) for kind in KINDS]
+    return [(str(ticket.ticket_id), kind) for kind in kinds]
 
 
 async def say(world: World, visitor_id: UUID, decision: ConsentDecision, at: datetime) -> None:
@@ -88,14 +91,14 @@ async def say(world: World, visitor_id: UUID, decision: ConsentDecision, at: dat
     await send(world, "consent", (topics.CONSENT_STATE, event))
 
 
-async def transfers(world: World) -> list[Any]:
-    """Return the transfers in the ledger's outbox, as their values."""
+async def enqueued(world: World, topic: topics.Topic) -> list[Any]:
+    """Return the events of a topic in the ledger's outbox, as their values."""
     connection = await asyncpg.connect(world.owner_url("ad_ledger"))
     try:
-        rows = await connection.fetch("SELECT payload FROM outbox WHERE topic = 'transfer'")
+        rows = await connection.fetch("SELECT payload FROM outbox WHERE topic = $1", topic.name)
     finally:
         await connection.close()
-    return [topics.TRANSFER.model.model_validate_json(row["payload"]) for row in rows]
+    return [topic.model.model_validate_json(row["payload"]) for row in rows]
 
 
 async def states_of_reports(world: World) -> dict[str, int]:
@@ -136,7 +139,7 @@ async def test_the_partner_gets_what_its_contract_needs_and_no_more(world, partn
     assert str(without) not in everything, "no pseudonym without consent"
     assert {d.authorization for d in partner.deliveries} == {f"Bearer {TOKEN}"}
 
-    recorded = await transfers(world)
+    recorded = await enqueued(world, topics.TRANSFER)
     said = {(t.visitor_id, t.purpose): t for t in recorded}
     assert len(recorded) == len(said) == 4
     permit = said[with_consent, "personalised_advertising"]
@@ -147,6 +150,30 @@ async def test_the_partner_gets_what_its_contract_needs_and_no_more(world, partn
     for visitor_id in (with_consent, without):
         settled = said[visitor_id, "ad_settlement"]
         assert (settled.basis, settled.country_ground) == ("Art. 6(1)(b)", "adequacy")
+
+
+async def test_who_refuses_marketing_earns_the_same(world, partner):
+    """R-F5: given, refused or silent, with the partner's feed on: a whole ad earns as much."""
+    given, refused, silent = (new_visitor_id() for _ in range(3))
+    before = datetime.now(UTC) - timedelta(hours=1)
+    await say(world, given, ConsentDecision.GIVEN, before)
+    await say(world, refused, ConsentDecision.REFUSED, before)
+    start(world, partner)
+    await ready(world, "ad_ledger")
+    await asyncio.sleep(1)
+    for visitor_id in (given, refused, silent):
+        await watch(world, visitor_id, kinds=WHOLE_VIEW, begun_s=60)
+    earned: dict[UUID, int] = {}
+
+    async def all_have() -> bool:
+        earned.clear()
+        for event in await enqueued(world, topics.CREDIT):
+            earned[event.visitor_id] = earned.get(event.visitor_id, 0) + event.amount_ms
+        return earned == dict.fromkeys((given, refused, silent), 16_000)
+
+    await eventually(all_have, within_s=40)
+    await until(lambda: len(partner.signals) == 1)
+    assert {signal["visitor_id"] for signal in partner.signals} == {str(given)}
 
 
 async def test_after_a_withdrawal_no_signal_goes(world, partner):
@@ -215,5 +242,5 @@ async def test_killed_in_the_middle_each_usage_is_told_once(world, partner):
 
     await eventually(reported, within_s=30)
     sent = [usage for delivery in partner.deliveries for usage in delivery.body["usages"]]
-    recorded = [t for t in await transfers(world) if t.purpose == "ad_settlement"]
+    recorded = [t for t in await enqueued(world, topics.TRANSFER) if t.purpose == "ad_settlement"]
     assert len(recorded) >= len(sent), "each try was recorded before it was made"

@@ -480,6 +480,12 @@ def _consent_reads(parts: Parts, door: _Door) -> APIRouter:
         found = await read(request, f"/v1/visitors/{visit.visitor_id}/consent")
         return Response(found, media_type="application/json")
 
+    @router.get("/v1/consents/question", summary="Read whether to ask", responses=away)
+    async def read_question(visit: InVisit, request: Request) -> Response:
+        """Return whether the page is to show the consent question, and of which version."""
+        found = await read(request, f"/v1/visitors/{visit.visitor_id}/question")
+        return Response(found, media_type="application/json")
+
     @router.get("/v1/consents/receipts", summary="Read my receipts", responses=away)
     async def read_receipts(visit: InVisit, request: Request) -> Response:
         """Return this visitor's signed receipts, in the very bytes that were signed."""

@@ -256,6 +256,50 @@ async def test_a_signal_and_a_question_without_an_answer(bench: Bench[Store]) ->
     assert in_force(await _served(bench, visitor)) == {"marketing": True}
 
 
+async def test_who_was_heard_is_asked_again_only_about_what_widens(
+    bench: Bench[Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R-F2: a new version that adds a recipient asks again; one that mends a typo does not."""
+
+    async def is_to_be_asked(visitor: UUID) -> bool:
+        transport = httpx.ASGITransport(app=build_http(bench.transaction, KEYS))
+        async with httpx.AsyncClient(transport=transport, base_url="http://consent") as client:
+            found = (await client.get(f"/v1/visitors/{visitor}/question")).json()
+        return bool(found["is_to_be_asked"])
+
+    silent, shown = new_visitor_id(), new_visitor_id()
+    await take(bench, (consent(shown, (Purpose.MARKETING, ConsentDecision.SERVED)), bench.now))
+    assert await is_to_be_asked(silent)
+    assert await is_to_be_asked(shown)
+    heard = []
+    for decision in (GIVEN, REFUSED, WITHDRAWN, ConsentDecision.DISMISSED):
+        heard.append(new_visitor_id())
+        await take(bench, (consent(heard[-1], (Purpose.MARKETING, decision)), bench.now))
+        assert not await is_to_be_asked(heard[-1])
+    (current,) = catalogues.known().by_version.values()
+    texts = current.entries[0].purpose.model_copy(update={"de": "Ohne Tippfehler."})
+    mended = current.model_copy(
+        update={
+            "version": "2026-11.2",
+            "valid_from": current.valid_from + timedelta(days=1),
+            "entries": (
+                current.entries[0].model_copy(update={"purpose": texts}),
+                *current.entries[1:],
+            ),
+        }
+    )
+    more = current.entries[0].model_copy(update={"id": "one-more", "recipient": "new.example"})
+    wider = mended.model_copy(update={"version": "2026-11.3", "entries": (*mended.entries, more)})
+    for new, asks in ((mended, False), (wider, True)):
+        found = catalogues.Catalogues(by_version={c.version: c for c in (current, new)})
+        monkeypatch.setattr(catalogues, "known", lambda found=found: found)
+        assert [await is_to_be_asked(visitor) for visitor in heard] == [asks] * len(heard)
+    # and what was agreed to reaches nobody whom only the new version names (R-E2)
+    state = await _served(bench, heard[0])
+    found_states = [(one.recipient, one.in_force) for one in state.purposes]
+    assert found_states == [(None, True), ("new-example", False)]
+
+
 def test_a_record_has_room_for_every_state() -> None:
     """R-F2: what the register and the catalogues name fits; a cut could lose a denial."""
     purposes = {purpose for purpose, _ in known_recipients()} | set(Purpose)

@@ -1,19 +1,12 @@
 """Disclosures and staff's looking, as typed on the command line (R-C4, R-C5)."""
 
-import asyncio
-import json
-import subprocess
-import sys
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import asyncpg
 import pytest
 
-from deploy.local.layout import ROOT
 from schemas import topics
 from schemas.transfer import TransferV1, TransferVerdict
 from services.chassis.clock import SystemClock
@@ -22,6 +15,7 @@ from services.consent.transfer_store import INVARIANTS, ConsentStore
 from services.consent.transfers import on_transfers
 from tests.support.bench import new_visitor_id, open_bench, received
 from tests.support.stack import World
+from tests.support.staff import Shell
 
 WORLD_SERVICES = ("consent",)
 REFERENCE = "31 Js 4711/26"
@@ -29,39 +23,6 @@ PROPOSE = (
     "disclose", "propose", "--as", "staff-1", "--authority", "Staatsanwaltschaft Berlin",
     "--ground", "§ 100g StPO", "--fields", "address,viewed_at", "--reference", REFERENCE,
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Said:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def answer(self) -> Any:
-        return json.loads(self.out)
-
-
-class Shell:
-    """Runs `python -m services.consent` as staff does."""
-
-    def __init__(self, world: World, folder: Path) -> None:
-        self._environment = {
-            **world.environments["consent"],
-            "CONSENT_STAFF": "staff-1, staff-2,staff-3",
-            "CONSENT_HASH_KEYS_FOLDER": str(folder),
-        }
-
-    async def run(self, *arguments: str) -> Said:
-        found = await asyncio.to_thread(
-            subprocess.run,
-            [sys.executable, "-m", "services.consent", *arguments],
-            cwd=ROOT, env=self._environment, capture_output=True, text=True, timeout=60,
-            check=False,
-        )  # fmt: skip
-        return Said(found.returncode, found.stdout, found.stderr)
 
 
 @pytest.fixture

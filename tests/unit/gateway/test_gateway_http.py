@@ -473,6 +473,7 @@ async def test_an_objection_that_cannot_be_recorded_opens_no_visit() -> None:
     [
         ("/v1/consents", "/v1/visitors/{visitor}/consent", "application/json"),
         ("/v1/consents/receipts", "/v1/visitors/{visitor}/receipts", "application/ld+json"),
+        ("/v1/consents/question", "/v1/visitors/{visitor}/question", "application/json"),
         ("/v1/consents/consent-mode", "/v1/visitors/{visitor}/consent-mode", "application/json"),
         ("/v1/consents/catalogue?language=de", "/v1/catalogue", "application/json"),
     ],
@@ -733,7 +734,7 @@ async def test_openapi_describes_every_route_problem_and_example() -> None:
     async with gateway.client() as client:
         document = (await client.get("/openapi.json")).json()
     assert document["openapi"].startswith("3.1")
-    assert len(document["paths"]) == 13
+    assert len(document["paths"]) == 14
     shown: set[str] = set()
     for path, operations in document["paths"].items():
         for operation in operations.values():

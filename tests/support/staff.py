@@ -1,0 +1,45 @@
+"""Runs `python -m services.consent` as staff does."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploy.local.layout import ROOT
+from tests.support.stack import World
+
+
+@dataclass(frozen=True)
+class Said:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def answer(self) -> Any:
+        return json.loads(self.out)
+
+
+class Shell:
+    """Runs `python -m services.consent` as staff does."""
+
+    def __init__(self, world: World, folder: Path) -> None:
+        self._environment = {
+            **world.environments["consent"],
+            "CONSENT_STAFF": "staff-1, staff-2,staff-3",
+            "CONSENT_HASH_KEYS_FOLDER": str(folder),
+        }
+
+    async def run(self, *arguments: str) -> Said:
+        found = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-m", "services.consent", *arguments],
+            cwd=ROOT, env=self._environment, capture_output=True, text=True, timeout=60,
+            check=False,
+        )  # fmt: skip
+        return Said(found.returncode, found.stdout, found.stderr)
