@@ -75,7 +75,13 @@ class OutboxRow:
     @property
     def n_bytes(self) -> int:
         """At most so many bytes on the topic."""
-        headers = sum([len(name.encode()) + len(value or b"") + 4 for name, value in self.headers])
+        headers = sum(
+            # a name of a foreign record may have letters of several bytes
+            [
+                (len(name) if name.isascii() else len(name.encode())) + len(value or b"") + 4
+                for name, value in self.headers
+            ]
+        )
         return RECORD_BYTES_ADDED + headers + len(self.key or b"") + len(self.payload or b"")
 
 

@@ -90,13 +90,23 @@ async def append(
         for row in rows
     }
     assert entries.keys() == commitments.keys()
-    await connection.executemany(
-        "INSERT INTO consent_chain (part, seq, commitment, hash) VALUES ($1, $2, $3, $4)",
-        [_row(part, entry) for part, added in entries.items() for entry in added],
+    await connection.execute(
+        """
+        INSERT INTO consent_chain (part, seq, commitment, hash)
+        SELECT * FROM unnest($1::smallint[], $2::bigint[], $3::bytea[], $4::bytea[])
+        """,
+        *zip(
+            *[_row(part, entry) for part, added in entries.items() for entry in added], strict=True
+        ),
     )
-    await connection.executemany(
-        "UPDATE consent_chain_head SET seq = $2, commitment = $3, hash = $4 WHERE part = $1",
-        [_row(part, added[-1]) for part, added in entries.items()],
+    await connection.execute(
+        """
+        UPDATE consent_chain_head h SET seq = n.seq, commitment = n.commitment, hash = n.hash
+        FROM unnest($1::smallint[], $2::bigint[], $3::bytea[], $4::bytea[])
+            AS n (part, seq, commitment, hash)
+        WHERE h.part = n.part
+        """,
+        *zip(*[_row(part, added[-1]) for part, added in entries.items()], strict=True),
     )
     return entries
 

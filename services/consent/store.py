@@ -20,6 +20,16 @@ DECISIONS_PER_PURPOSE_MAX = 256
 SIGNAL = "signal"
 """The method of what a browser says for the visitor."""
 
+_INSERT_RECORDS = """
+    INSERT INTO consent_record (ends_on, decision_id, purpose, proof_id, decision,
+        catalogue_version, wording_version, language, method, decided_at, recipient, page,
+        chain_part, chain_seq, salt)
+    SELECT * FROM unnest($1::date[], $2::uuid[], $3::text[], $4::uuid[], $5::text[], $6::text[],
+        $7::text[], $8::text[], $9::text[], $10::timestamptz[], $11::text[], $12::text[],
+        $13::smallint[], $14::bigint[], $15::bytea[])
+"""
+"""One statement for a poll's records: a row at a time took three times as long."""
+
 INVARIANTS = {
     **D2_INVARIANTS,
     "d1_no_day_partition_too_old": D1_NO_DAY_PARTITION_TOO_OLD,
@@ -194,28 +204,35 @@ class Store:
             subjects: as they are now.
             before: as `load` gave them; a link that moved to an earlier day leaves its old row.
         """
-        await self._connection.executemany(
-            """
-            INSERT INTO consent_record (ends_on, decision_id, purpose, proof_id, decision,
-                catalogue_version, wording_version, language, method, decided_at, recipient, page,
-                chain_part, chain_seq, salt)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
-            """,
-            await self._chained(proofs),
-        )
+        if proofs:
+            await self._connection.execute(
+                _INSERT_RECORDS, *zip(*await self._chained(proofs), strict=True)
+            )
         moved = [
             (subject, before.get(subject.visitor_id))
             for subject in subjects
             if before.get(subject.visitor_id) != subject
         ]
-        await self._connection.executemany(
-            "INSERT INTO consent_subject (subject_day, visitor_id, proof_id) VALUES ($1, $2, $3)",
-            [(subject.day, subject.visitor_id, subject.proof_id) for subject, _ in moved],
-        )
-        await self._connection.executemany(
-            "DELETE FROM consent_subject WHERE subject_day = $1 AND visitor_id = $2",
-            [(old.day, old.visitor_id) for _, old in moved if old is not None],
-        )
+        if moved:
+            await self._connection.execute(
+                """
+                INSERT INTO consent_subject (subject_day, visitor_id, proof_id)
+                SELECT * FROM unnest($1::date[], $2::uuid[], $3::uuid[])
+                """,
+                [subject.day for subject, _ in moved],
+                [subject.visitor_id for subject, _ in moved],
+                [subject.proof_id for subject, _ in moved],
+            )
+        left = [old for _, old in moved if old is not None]
+        if left:
+            await self._connection.execute(
+                """
+                DELETE FROM consent_subject WHERE (subject_day, visitor_id)
+                    IN (SELECT * FROM unnest($1::date[], $2::uuid[]))
+                """,
+                [old.day for old in left],
+                [old.visitor_id for old in left],
+            )
 
     async def anchor(self, keys: chain.SigningKeys, day: date) -> int:
         """Sign the end of each chain once a day; return how many were signed."""

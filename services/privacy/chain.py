@@ -33,15 +33,25 @@ def canonical(content: Mapping[str, Any]) -> bytes:
         TypeError: a value is none of text, whole number, truth value, null, list, mapping, instant,
             day, UUID: a fraction, for one, has no one text.
     """
-    return json.dumps(
-        _plain(content), sort_keys=True, separators=(",", ":"), ensure_ascii=False
-    ).encode()
+    if _has_fraction(content):
+        raise TypeError("a float has no canonical text: it has many")
+    return _ENCODE(content).encode()
 
 
-def _plain(value: Any) -> Any:
+def _has_fraction(value: Any) -> bool:
+    # exact types first: this is asked of every value of every record
+    kind = type(value)
+    if kind is str or kind is datetime or kind is UUID or kind is int or value is None:
+        return False
+    if isinstance(value, Mapping):
+        return any(map(_has_fraction, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_has_fraction, value))
+    return isinstance(value, float)
+
+
+def _text(value: Any) -> Any:
     match value:
-        case None | bool() | int() | str():
-            return value
         case datetime():
             return value.astimezone(UTC).isoformat(timespec="microseconds")
         case date():
@@ -49,11 +59,14 @@ def _plain(value: Any) -> Any:
         case UUID():
             return str(value)
         case Mapping():
-            return {str(name): _plain(inner) for name, inner in value.items()}
-        case list() | tuple():
-            return [_plain(inner) for inner in value]
+            return dict(value)
         case _:
             raise TypeError(f"a {type(value).__name__} has no canonical text")
+
+
+_ENCODE = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_text
+).encode
 
 
 def new_salt() -> bytes:

@@ -278,7 +278,7 @@ def _of_what_was_asked(permit: Permit) -> Verdict:
             reason=RefusalReason.NO_FIELD_ALLOWED,
             register_version=permit.register_version,
         )
-    return replace(permit, fields=fields)
+    return permit if fields == permit.fields else replace(permit, fields=fields)
 
 
 def paths(payload: Mapping[str, JsonValue]) -> frozenset[str]:
@@ -301,7 +301,10 @@ def _collect(value: Mapping[str, JsonValue] | JsonValue, path: str, found: set[s
         for name, inner in value.items():
             if not name or "." in name:
                 raise ValueError("a name in a payload must not be empty nor have a dot")
-            _collect(inner, before + name, found)
+            if type(inner) in _LEAVES:
+                found.add(before + name)  # most values: a call of its own would cost more
+            else:
+                _collect(inner, before + name, found)
     elif type(value) is list and value:
         for entry in value:
             _collect(entry, path, found)
@@ -318,7 +321,8 @@ def cut(payload: Mapping[str, JsonValue], permitted: frozenset[str]) -> dict[str
 
 
 _CUT: JsonValue = object()  # type: ignore[assignment]  # stands for "nothing of it", unlike null
-_PLAIN = (dict, list, str, int, float, bool, type(None))
+_LEAVES = frozenset({str, int, float, bool, type(None)})
+_PLAIN = _LEAVES | {dict, list}
 
 
 def _cut_of(value: JsonValue, permitted: frozenset[str], path: str) -> JsonValue:
@@ -326,8 +330,10 @@ def _cut_of(value: JsonValue, permitted: frozenset[str], path: str) -> JsonValue
         before = f"{path}." if path else ""
         kept: dict[str, JsonValue] = {}
         for name, inner in value.items():
-            found = _cut_of(inner, permitted, before + name)
-            if found is not _CUT:
+            if type(inner) in _LEAVES:
+                if before + name in permitted:
+                    kept[name] = inner
+            elif (found := _cut_of(inner, permitted, before + name)) is not _CUT:
                 kept[name] = found
         return kept or _CUT
     if type(value) is list and value:
