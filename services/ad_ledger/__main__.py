@@ -1,4 +1,4 @@
-"""`python -m services.ad_ledger [migrate | find]`."""
+"""`python -m services.ad_ledger [migrate | find | statistics]`."""
 
 import sys
 
@@ -6,6 +6,7 @@ from services.ad_ledger.app import build
 from services.ad_ledger.declaration import DECLARATION
 from services.ad_ledger.find import find
 from services.ad_ledger.settings import Settings
+from services.ad_ledger.statistics import statistics
 from services.chassis.service import main
 
-sys.exit(main(DECLARATION, build, Settings, {"find": find}))
+sys.exit(main(DECLARATION, build, Settings, {"find": find, "statistics": statistics}))

@@ -63,6 +63,9 @@ TABLES: tuple[Table, ...] = (
 CLASSIFICATION: Classification = {
     "tariff": plain("version valid_from daily_cap_ms tolerance_ms"),
     "tariff_rule": plain("version kind credit_permille credit_flat_ms"),
+    # networks of many, counted; no address and nobody in particular (R-C2, ADR 0028)
+    "ad_statistics": plain("view_day network n_visitors n_views n_completed"),
+    "ad_statistics_day": plain("view_day"),
     "platform_account": plain("account_day account balance_ms"),
     "ad_view": {
         **personal(

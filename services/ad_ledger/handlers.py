@@ -232,7 +232,13 @@ class Handlers:
     async def close_before_drop(
         self, ctx: Context[Store], table: Table, order: RetentionOrderV1
     ) -> None:
-        """Close what is open before its rows go, so that all accounts still sum to zero (L1)."""
+        """Close what is open before its rows go, so that all accounts still sum to zero (L1).
+
+        And count what may be known of a day for ever, before what it is counted from goes (R-C2).
+        """
+        if table.name in {"ad_view", "ad_view_address"}:
+            # whichever of the two goes first: after it nobody could count
+            await ctx.store.count_networks_before(order.before_day)
         if table.name != "lot":
             return
         await self._void(ctx, await ctx.store.held_reservations_before(order.before_day))

@@ -272,6 +272,32 @@ DAY_INVARIANTS: dict[str, str] = {
 INVARIANTS: dict[str, str] = EVERY_ROUND | over_all_days(DAY_INVARIANTS)
 
 
+STATISTICS_VISITORS_MIN = 10
+"""Fewer visitors of a network could be picked out; the database refuses fewer, too."""
+
+_COUNT_NETWORKS = """
+WITH day AS (
+    INSERT INTO ad_statistics_day (view_day)
+    SELECT DISTINCT address_day FROM ad_view_address WHERE address_day < $1
+    ON CONFLICT DO NOTHING RETURNING view_day
+), view AS (
+    SELECT view_day, v.visitor_id, v.ticket_id, v.kind = 'complete' AS is_completed,
+        network(set_masklen(
+            a.address, CASE family(a.address) WHEN 4 THEN 24 ELSE 48 END)) AS network
+    FROM day JOIN ad_view v USING (view_day)
+    JOIN ad_view_address a ON (a.address_day, a.ticket_id) = (v.view_day, v.ticket_id)
+), many AS (
+    SELECT view_day, network FROM view
+    GROUP BY view_day, network HAVING count(DISTINCT visitor_id) >= $2
+)
+INSERT INTO ad_statistics (view_day, network, n_visitors, n_views, n_completed)
+SELECT view_day, many.network, count(DISTINCT visitor_id), count(DISTINCT ticket_id),
+    count(*) FILTER (WHERE is_completed)
+FROM view LEFT JOIN many USING (view_day, network)
+GROUP BY view_day, many.network HAVING count(DISTINCT visitor_id) >= $2
+"""
+
+
 class Store:
     """The ledger's tables on one open transaction."""
 
@@ -290,6 +316,27 @@ class Store:
             address,
         )
         return [row["visitor_id"] for row in rows]
+
+    # ------------------------------------------------------------------ statistics
+
+    async def count_networks_before(self, before_day: date) -> None:
+        """Count days by network, once each, while their addresses and visitors still stand (R-C2).
+
+        No address leaves its table but truncated, and no network that few visitors came from is
+        named: those stand together, and not at all where they are few themselves.
+        """
+        await self._db.execute(_COUNT_NETWORKS, before_day, STATISTICS_VISITORS_MIN)
+
+    async def statistics(self, since: date) -> list[dict[str, Any]]:
+        """Return the counted days from one on, oldest first; network None = all others."""
+        rows = await self._db.fetch(
+            """
+            SELECT view_day::text, network::text, n_visitors, n_views, n_completed
+            FROM ad_statistics WHERE view_day >= $1 ORDER BY view_day, network
+            """,
+            since,
+        )
+        return [dict(row) for row in rows]
 
     # ------------------------------------------------------------------ tariffs, views
 

@@ -510,6 +510,70 @@ async def test_dropping_a_day_keeps_the_books_balanced_and_leaves_no_visitor(ben
     await assert_invariants(bench)
 
 
+async def drop_today(bench, handlers, *kinds):
+    handle = on_retention_orders(TABLES, simulation=True, before_drop=handlers.close_before_drop)
+    for kind in kinds:
+        order = RetentionOrderV1(
+            order_id=IDS.new(), kind=kind, action=RetentionAction.DROP,
+            before_day=(bench.now + timedelta(days=1)).date(), as_of=bench.now + timedelta(days=8),
+        )  # fmt: skip
+        async with bench.transaction() as ctx:
+            await handle(ctx, [received(topics.RETENTION_ORDER, order, bench.now)])
+
+
+@pytest.fixture
+async def uncounted(world, bench, handlers):
+    """A day without views of other tests, as if it had not been counted yet."""
+    await drop_today(bench, handlers, DataKind.AD_USE, DataKind.IP_ADDRESS)
+    owner = await asyncpg.connect(world.owner_url("ad_ledger"))
+    await owner.execute("TRUNCATE ad_statistics, ad_statistics_day")
+    yield owner
+    await owner.close()
+
+
+async def watch_from(bench, handlers, *addresses, n_views=1):
+    for address in addresses:
+        visitor_id = new_visitor_id()
+        for _ in range(n_views):
+            ticket = a_ticket(bench, visitor_id)
+            async with bench.transaction() as ctx:
+                rows = views(bench, visitor_id, ticket, address=address)
+                await handlers.on_ad_views(ctx, rows)
+
+
+@pytest.mark.parametrize("first", [DataKind.AD_USE, DataKind.IP_ADDRESS])
+async def test_a_day_is_counted_by_network_before_its_addresses_go(
+    bench, handlers, uncounted, first
+):
+    """R-C2: truncated, the few together, once; whichever of the two kinds goes first."""
+    await watch_from(bench, handlers, *(f"192.0.2.{n}" for n in range(10)), n_views=2)
+    few = (*(f"198.51.{n}.7" for n in range(9)), "2001:db8:1:2::1", "2001:db8:1:3::1")
+    await watch_from(bench, handlers, *few)
+    second = DataKind.IP_ADDRESS if first is DataKind.AD_USE else DataKind.AD_USE
+    await drop_today(bench, handlers, first, second, first)
+    async with bench.transaction() as ctx:
+        found = await ctx.store.statistics(bench.now.date() - timedelta(days=1))
+    # of the last two both are one network of two visitors: not named
+    assert [tuple(row.values())[1:] for row in found] == [
+        ("192.0.2.0/24", 10, 20, 10),  # two at once are completed once
+        (None, 11, 11, 11),
+    ]
+
+
+async def test_few_visitors_are_not_told_of_at_all(bench, handlers, uncounted):
+    """R-C2: nine that stand together are as easily picked out as one."""
+    await watch_from(bench, handlers, *(f"192.0.2.{n}" for n in range(9)), n_views=3)
+    await drop_today(bench, handlers, DataKind.IP_ADDRESS)
+    assert await uncounted.fetch("SELECT * FROM ad_statistics") == []
+    assert len(await uncounted.fetch("SELECT * FROM ad_statistics_day")) >= 1
+    for network, n_visitors in (("192.0.2.0/24", 9), ("192.0.2.128/25", 10), ("2001:db8::/64", 10)):
+        with pytest.raises(asyncpg.CheckViolationError):
+            await uncounted.execute(
+                "INSERT INTO ad_statistics VALUES (current_date, $1::text::cidr, $2, 1, 1)",
+                network, n_visitors,
+            )  # fmt: skip
+
+
 async def test_two_processes_after_a_rebalance_credit_once(world, handlers):
     """L3, L4: the same events at the same time on two connections: one of them has to try again."""
     now = datetime.now(tz=None).astimezone()
