@@ -352,6 +352,7 @@ async def test_every_metric_of_retention_moves(world):
     try:
         await tasks.sweep()
         await tasks.watch_topics()
+        await tasks.watch_bytes()
         await tasks.watch_orders()
     finally:
         await service._close()
