@@ -145,7 +145,7 @@ def _of_bytes(topic: Topic) -> Json:
     return _alert(
         "RetentionUnreadableBytes",
         f"{_BYTES}{names} > 0 and on (topic, partition) {_AGE}{names} == 0",
-        f"{(lasting_ms + SWEEP_MARGIN_MS) // 1000}s",
+        f"{-(-(lasting_ms + SWEEP_MARGIN_MS) // 60_000)}m",
         f"A partition of {topic.name} has bytes on disk that nobody can read or delete (D1).",
         topic=topic.name,
     )

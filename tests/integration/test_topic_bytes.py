@@ -180,6 +180,6 @@ def test_every_personal_topic_has_its_alert_on_unreadable_bytes() -> None:
         )
         assert (expression in text) == topic.personal
         if topic.personal:
-            lasting = text.partition(expression)[2].partition('for: "')[2].partition('s"')[0]
-            assert int(lasting) * 1000 > topic.segment_ms
-            assert ("compact" not in topic.cleanup) or int(lasting) * 1000 > topic.retention_ms
+            lasting = text.partition(expression)[2].partition('for: "')[2].partition('m"')[0]
+            assert int(lasting) * 60_000 > topic.segment_ms
+            assert ("compact" not in topic.cleanup) or int(lasting) * 60_000 > topic.retention_ms
