@@ -41,6 +41,9 @@ DEAD_LETTERS = "staff_dead_letters"
 """Whoever works on dead letters (`python -m deploy.dead_letters`); no service."""
 STAFF = (DEAD_LETTERS,)
 
+CLUSTER = "kafka-cluster"
+"""Kafka's one name for itself, whatever prefix topics and users have."""
+
 SCRAM_ITERATIONS = 4096
 """Kafka's least: the passwords are random and long, so that more would only delay each login."""
 ANSWER_TIMEOUT_S = 30.0
@@ -52,8 +55,8 @@ class Right:
     """One thing that one user may do.
 
     Attributes:
-        resource: `topic` or `group`.
-        name: of the topic or group, prefix included.
+        resource: `topic`, `group`, or `broker`: Kafka's cluster as a whole.
+        name: of the topic or group, prefix included; `CLUSTER`.
         operation: `read`, `write`, `describe` or `alter_configs`; the first two include describe.
     """
 
@@ -94,7 +97,7 @@ def rights(
         Right(
             f"{user_prefix}{right.user}",
             right.resource,
-            f"{kafka_prefix}{right.name}",
+            right.name if right.resource == "broker" else f"{kafka_prefix}{right.name}",
             right.operation,
         )
         for right in wanted
@@ -113,6 +116,10 @@ def _of_service(declared: Declaration, simulation: bool) -> Iterable[Right]:  # 
             yield Right(name, "topic", topic.name, "describe")
         if declared.watches_topics and simulation and topic.personal:
             yield Right(name, "topic", topic.name, "alter_configs")
+    if declared.watches_topics:
+        # how many bytes lie on the disks is the cluster's to say, not a topic's; with it comes who
+        # has which rights and which groups there are, but no record
+        yield Right(name, "broker", CLUSTER, "describe")
     if declared.database and any(name in topic.consumers for topic in ALL_TOPICS):
         # whoever keeps no state reads without a group
         yield Right(name, "group", name, "read")
@@ -271,7 +278,11 @@ async def _until_visible(login: KafkaLogin, users: set[str], wanted: set[Right])
             await asyncio.sleep(_VISIBLE_POLL_S)
 
 
-_RESOURCES = {"topic": ResourceType.TOPIC, "group": ResourceType.GROUP}
+_RESOURCES = {
+    "topic": ResourceType.TOPIC,
+    "group": ResourceType.GROUP,
+    "broker": ResourceType.BROKER,
+}
 _OPERATIONS = {
     "read": AclOperation.READ,
     "write": AclOperation.WRITE,

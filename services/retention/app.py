@@ -13,7 +13,7 @@ from services.chassis.service import Service
 from services.privacy import calendar, chain
 from services.privacy.chain import SigningKeys
 from services.privacy.receipts import Signatories
-from services.retention import domain, handlers, kafka, records, schedule
+from services.retention import domain, handlers, kafka, log_dirs, records, schedule
 from services.retention.declaration import DECLARATION
 from services.retention.evidence import CHAIN
 from services.retention.http import build_http
@@ -148,9 +148,10 @@ class Tasks:
             await PersonOrders(ctx, self._rules, silence).take_names_away()
 
     async def watch_topics_for_ever(self) -> None:
-        """Export and keep the age of the oldest record of each partition (D1)."""
+        """Export the age of the oldest record of each partition, and its bytes on disk (D1)."""
         while True:
             await self._unless_weather("topics", self.watch_topics)
+            await self._unless_weather("topic_bytes", self.watch_bytes)
             await sleep(self._settings.topic_age_interval_s)
 
     async def watch_topics(self) -> None:
@@ -165,6 +166,13 @@ class Tasks:
                 self._metrics.topic_oldest_record_age.labels(age.topic, str(age.partition)).set(
                     max(0.0, seconds)
                 )
+
+    async def watch_bytes(self) -> None:
+        """Ask all brokers once."""
+        for topic, partition, n_bytes in await log_dirs.measure_bytes(
+            self._settings.kafka, self._settings.kafka_prefix, topics.ALL_TOPICS
+        ):
+            self._metrics.topic_bytes.labels(topic, str(partition)).set(n_bytes)
 
     async def _unless_weather(self, place: str, act: Callable[[], Awaitable[None]]) -> None:
         """Put off what the database or the broker refuses for now; the next round tries again."""

@@ -39,4 +39,6 @@ CLASSIFICATION: Classification = {
     "retention_topic_age": plain("topic part oldest_at age_max measured_at"),
 }
 
-METRICS: Classification = metrics({"topic_oldest_record_age_seconds": "topic partition"})
+METRICS: Classification = metrics(
+    {"topic_oldest_record_age_seconds": "topic partition", "topic_bytes": "topic partition"}
+)

@@ -23,6 +23,12 @@ class Metrics:
             "topic_oldest_record_age_seconds", "Age of the oldest record on disk.",
             ["topic", "partition"], namespace="retention", registry=registry,
         )  # fmt: skip
+        # Odd: above 0 for longer than a segment lives, while the age says that nothing is readable:
+        # bytes that no reader sees and no rule removes (D1).
+        self.topic_bytes = Gauge(
+            "topic_bytes", "Bytes of a partition's segments on all brokers' disks.",
+            ["topic", "partition"], namespace="retention", registry=registry,
+        )  # fmt: skip
         # Instant of the last sweep by timer, seconds since the epoch. Odd: over an hour ago.
         self.last_sweep = Gauge(
             "last_sweep_timestamp_seconds", "When the timer last swept.",

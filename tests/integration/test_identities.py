@@ -28,7 +28,7 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from deploy.access import DEAD_LETTERS, STAFF, AccessProvisioner, Right, rights
+from deploy.access import CLUSTER, DEAD_LETTERS, STAFF, AccessProvisioner, Right, rights
 from deploy.provision import with_database
 from schemas.topics import (
     ALL_TOPICS,
@@ -45,6 +45,7 @@ from tests.support.stack import World, finish
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 USERS = (*SERVICES, *STAFF, *OUTSIDE)
+WATCHERS = tuple(declared.name for declared in load_all() if declared.watches_topics)
 REFUSED = KafkaError.TOPIC_AUTHORIZATION_FAILED
 GROUP_REFUSED = KafkaError.GROUP_AUTHORIZATION_FAILED
 WAIT_S = 30.0
@@ -170,7 +171,9 @@ def test_nobody_deletes_alters_or_makes(world: World, user: str) -> None:
     login = world.kafka_login(user)
     provisioner = AccessProvisioner(login)
     more = {Right(login.username, "topic", f"{world.kafka_prefix}ad-view", "alter_configs")}
-    assert provisioner.rights_of([login.username]) == set()  # is told nothing
+    told = {right.resource for right in provisioner.rights_of([login.username])}
+    # who asks for bytes on the disks is told of rights too; everybody else of nothing
+    assert told == ({"topic", "group", "broker"} if user in WATCHERS else set())
     with pytest.raises(KafkaException, match="CLUSTER_AUTHORIZATION_FAILED"):
         provisioner.set_rights([login.username], more)
     with pytest.raises(KafkaException, match="CLUSTER_AUTHORIZATION_FAILED"):
@@ -197,11 +200,11 @@ def test_who_watches_topics_learns_their_ages_and_no_more(world: World) -> None:
         for right in rights(load_all())
         if right.user == "retention" and right.operation == "describe"
     }
-    assert described == set(BY_NAME)
+    assert described == {*BY_NAME, CLUSTER}
     others = {
         right.user
         for right in rights(load_all(), simulation=True)
-        if right.operation in {"describe", "alter_configs"}
+        if right.operation in {"describe", "alter_configs"} or right.resource == "broker"
     }
     assert others == {"retention"}
 

@@ -6,11 +6,10 @@ test itself answers for the two services that are not under test here.
 """
 
 import asyncio
-import contextlib
 import json
 import re
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,23 +22,21 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from prometheus_client import CollectorRegistry
 
-from deploy.local.environment import RECEIPT_KEYS
 from deploy.provision import Infrastructure
 from schemas import topics
 from schemas.consent import ConsentChoice, ConsentDecision, ConsentMethod, ConsentV1, Purpose
-from schemas.retention import RetentionOrderV1, RetentionReceiptV1
 from schemas.topics import Topic
 from services.chassis.clock import SystemClock, sleep
 from services.chassis.ids import TimeOrderedIds
 from services.chassis.service import Service
 from services.privacy.chain import SigningKeys
-from services.privacy.receipts import sign
 from services.retention import kafka, schedule
 from services.retention.app import Tasks
 from services.retention.declaration import DECLARATION
 from services.retention.metrics import Metrics
 from services.retention.settings import DEFAULT_SCHEDULE, Settings
 from services.retention.store import Store
+from tests.support.answering import answered
 from tests.support.bench import new_visitor_id
 from tests.support.eventually import eventually
 from tests.support.running import get, metric, ready, send
@@ -79,42 +76,6 @@ def consent() -> ConsentV1:
         language="de",
         method=ConsentMethod.BANNER,
     )
-
-
-@contextlib.asynccontextmanager
-async def others_answer(world: World) -> AsyncIterator[list[RetentionOrderV1]]:
-    """Answer each order in the name of the services that do not run here: they hold nothing."""
-    seen: list[RetentionOrderV1] = []
-    consumer = AIOKafkaConsumer(
-        world.topic(topics.RETENTION_ORDER),
-        **world.kafka.options(),
-        group_id=None,
-        auto_offset_reset="earliest",
-    )
-
-    async def answer() -> None:
-        async for record in consumer:
-            order = RetentionOrderV1.model_validate_json(record.value)
-            seen.append(order)
-            for service in OTHERS:
-                receipt = RetentionReceiptV1(
-                    order_id=order.order_id,
-                    service=service,
-                    kind=order.kind,
-                    counts=(),
-                    done_at=CLOCK.now(),
-                )
-                signed = sign(SigningKeys(world.keys[RECEIPT_KEYS[service]]), receipt)
-                await send(world, service, (topics.RETENTION_RECEIPT, signed))
-
-    await consumer.start()
-    task = asyncio.create_task(answer())
-    try:
-        yield seen
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await consumer.stop()
 
 
 async def run(world: World, arguments: tuple[str, ...], **overrides: str) -> tuple[int, str]:
@@ -206,7 +167,7 @@ async def test_eight_days_later_nothing_is_left_anywhere(simulation):
     await eventually(is_buried, within_s=20)
 
     as_of = (CLOCK.now() + timedelta(days=8)).isoformat()
-    async with others_answer(world):
+    async with answered(world, OTHERS):
         status, out = await sweep(world, "--as-of", as_of, "--wait", "--json")
     assert status == 0, out
     body = json.loads(out)
@@ -252,7 +213,7 @@ async def test_an_order_waits_for_a_service_that_was_down(world):
         RETENTION_ORDER_WATCH_INTERVAL_S="0.2",
         RETENTION_INVARIANT_INTERVAL_S="0.2",
     )
-    async with others_answer(world) as orders:
+    async with answered(world, OTHERS) as orders:
         # the timer sweeps at the start, without anybody asking
 
         async def is_overdue() -> bool:
@@ -391,6 +352,7 @@ async def test_every_metric_of_retention_moves(world):
     try:
         await tasks.sweep()
         await tasks.watch_topics()
+        await tasks.watch_bytes()
         await tasks.watch_orders()
     finally:
         await service._close()
