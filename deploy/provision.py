@@ -59,11 +59,13 @@ class ServiceDatabase:
         name: of the database and of the runtime role.
         url: for the service: may read and write rows, not change tables.
         migrate_url: for its migrations: owns everything.
+        duty_url: for whom the law obliges: may read what is blocked, and nothing else (R-D6).
     """
 
     name: str
     url: str
     migrate_url: str
+    duty_url: str
 
 
 def with_role(dsn: str, role: str, password: str, database: str) -> str:
@@ -80,9 +82,14 @@ def with_database(dsn: str, database: str) -> str:
 
 
 def role_names(declarations: Sequence[Declaration], prefix: str = "") -> list[str]:
-    """Return the roles that need a password: runtime and owner of each service's database."""
+    """Return the roles that need a password: three of each service's database."""
     names = [f"{prefix}{declared.name}" for declared in declarations if declared.database]
-    return [role for name in names for role in (name, f"{name}_owner")]
+    return [role for name in names for role in _roles(name)]
+
+
+def _roles(name: str) -> tuple[str, str, str]:
+    """Return the roles of a database: of the service, its migrations, and the legal duty."""
+    return name, f"{name}_owner", f"{name}_duty"
 
 
 def databases(
@@ -97,11 +104,12 @@ def databases(
         if not declared.database:
             continue
         name = f"{prefix}{declared.name}"
-        owner = f"{name}_owner"
+        _, owner, duty = _roles(name)
         result[declared.name] = ServiceDatabase(
             name=name,
             url=with_role(admin_dsn, name, passwords[name], name),
             migrate_url=with_role(admin_dsn, owner, passwords[owner], name),
+            duty_url=with_role(admin_dsn, duty, passwords[duty], name),
         )
     return result
 
@@ -126,7 +134,7 @@ async def provision_databases(
     passwords: Mapping[str, str],
     prefix: str = "",
 ) -> dict[str, ServiceDatabase]:
-    """Make each service's database and its two roles, and set their rights.
+    """Make each service's database and its three roles, and set their rights.
 
     Args:
         admin_dsn: URL of a role that may do so.
@@ -164,7 +172,7 @@ async def _provision_cluster_part(
     conn: asyncpg.Connection, name: str, passwords: Mapping[str, str]
 ) -> None:
     statements = Statements(conn)
-    for role in (name, f"{name}_owner"):
+    for role in _roles(name):
         exists = await conn.fetchval("SELECT true FROM pg_roles WHERE rolname = $1", role)
         template = (
             f"{'ALTER' if exists else 'CREATE'} ROLE %I LOGIN NOSUPERUSER NOCREATEDB"
@@ -176,6 +184,7 @@ async def _provision_cluster_part(
     # each role sees its own database only
     await statements.run("REVOKE ALL ON DATABASE %I FROM PUBLIC", name)
     await statements.run("GRANT CONNECT, TEMPORARY ON DATABASE %I TO %I", name, name)
+    await statements.run("GRANT CONNECT ON DATABASE %I TO %I", name, f"{name}_duty")
 
 
 async def _provision_inside(admin_dsn: str, name: str) -> None:
@@ -185,7 +194,7 @@ async def _provision_inside(admin_dsn: str, name: str) -> None:
         statements = Statements(conn)
         await statements.run("ALTER SCHEMA public OWNER TO %I", owner)
         await statements.run("REVOKE ALL ON SCHEMA public FROM PUBLIC")
-        await statements.run("GRANT USAGE ON SCHEMA public TO %I", name)
+        await statements.run("GRANT USAGE ON SCHEMA public TO %I, %I", name, f"{name}_duty")
         # a function that runs with its owner's rights must not be anybody's to call
         await statements.run(
             "ALTER DEFAULT PRIVILEGES FOR ROLE %I REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC", owner
@@ -215,8 +224,8 @@ async def drop_databases(admin_dsn: str, declarations: Sequence[Declaration], pr
             if declared.database:
                 name = f"{prefix}{declared.name}"
                 await statements.run("DROP DATABASE IF EXISTS %I WITH (FORCE)", name)
-                await statements.run("DROP ROLE IF EXISTS %I", name)
-                await statements.run("DROP ROLE IF EXISTS %I", f"{name}_owner")
+                for role in _roles(name):
+                    await statements.run("DROP ROLE IF EXISTS %I", role)
     finally:
         await conn.close()
 

@@ -55,6 +55,8 @@ class Standing:
 STAYS: Mapping[str, str] = {
     "consent_record": "R-D10: proof of a choice, until the end of the third year;"
     " its link to the visitor is gone",
+    "consent_transfer": "R-D10: proof of what was sent to whom, until the end of the third year;"
+    " its link to the visitor is gone",
     "platform_account": "L1: the platform's sums per day; no person in them",
     "retention_sweep": "R-D9: what was ordered when",
     "retention_order": "R-D9: which rule, and when it fell due",

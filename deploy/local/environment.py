@@ -147,6 +147,11 @@ class Surroundings:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             for name, text in self.secrets_of(declared).items():
                 write_private_text(folder / f"{declared.env_prefix}{name}".lower(), text)
+            if declared.database:
+                # for a person, and no process of the stack
+                duties = self.secrets_folder / "legal_duty"
+                duties.mkdir(mode=0o700, exist_ok=True)
+                write_private_text(duties / declared.name, self.databases[declared.name].duty_url)
             if self.hash_keys_folder is not None and declared.name in HASHING:
                 (self.hash_keys_folder / declared.name).mkdir(0o700, parents=True, exist_ok=True)
 

@@ -1,16 +1,18 @@
-"""`python -m services.call_control find`."""
+"""`python -m services.call_control find` and `kept`."""
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from uuid import UUID
 
 from schemas.retention import DataKind
+from services.call_control.classification import TABLES
 from services.call_control.declaration import DECLARATION
 from services.call_control.settings import Settings
 from services.call_control.store import Store
 from services.chassis import command
 from services.chassis.context import Context
 from services.privacy.find import find as find_visitors
+from services.privacy.kept import kept as read_kept
 from services.privacy.keyed_hash import Subject
 
 
@@ -28,6 +30,12 @@ async def find(arguments: Sequence[str]) -> int:
         keys_folder=settings.hash_keys_folder,
         transaction=transaction,
     )
+
+
+async def kept(arguments: Sequence[str]) -> int:
+    """Print what a hold or restriction keeps; see `services/privacy/kept.py`."""
+    kinds = {table.kind for table in TABLES}
+    return await read_kept(arguments, service=DECLARATION.name, kinds=kinds)
 
 
 async def _of_number(ctx: Context[Store], number: str) -> list[UUID]:

@@ -489,12 +489,20 @@ def main(
     build: Builder,
     settings: type[ServiceSettings],
     commands: dict[str, Command] | None = None,
+    duties: dict[str, Command] | None = None,
 ) -> int:
-    """Run `python -m services.<name> [migrate | <command> ...]` and return the exit status."""
+    """Run `python -m services.<name> [migrate | <command> ...]` and return the exit status.
+
+    Args:
+        commands: by name; those of the service, with its settings.
+        duties: by name; those of persons with a login of their own, who have none of its settings.
+    """
     arguments = sys.argv[1:]
     try:
         if arguments[:1] == ["migrate"]:
             return asyncio.run(_migrate(declaration))
+        if duties and arguments and arguments[0] in duties:
+            return asyncio.run(_command(duties[arguments[0]], arguments[1:]))
         loaded = settings.load()
         if declaration.database and not loaded.database_url.get_secret_value():
             # libpq's defaults would find some database of some user instead
@@ -509,7 +517,7 @@ def main(
         said = _without_input(error, declaration.env_prefix)
         sys.stderr.write(f"{declaration.name}: settings: {said}\n")
         return EXIT_FAILED
-    names = ", ".join(["migrate", *(commands or {})])
+    names = ", ".join(["migrate", *(commands or {}), *(duties or {})])
     sys.stderr.write(f"{declaration.name}: unknown command; known: {names}\n")
     return 2
 

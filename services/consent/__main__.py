@@ -19,4 +19,4 @@ if __name__ == "__main__":
         "withdraw": proofs.withdraw,
         "proof": proofs.proof,
     }
-    sys.exit(main(DECLARATION, build, Settings, commands))
+    sys.exit(main(DECLARATION, build, Settings, commands, {"kept": command.kept}))

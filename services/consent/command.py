@@ -1,4 +1,4 @@
-"""`python -m services.consent verify` and `catalogue`: what a person types."""
+"""`python -m services.consent verify`, `catalogue` and `kept`: what a person types."""
 
 import argparse
 import json
@@ -11,11 +11,13 @@ from services.chassis.command import transaction
 from services.consent import catalogues, chain_store
 from services.consent.catalogues import CatalogueError
 from services.consent.chain_store import Part
+from services.consent.classification import TABLES
 from services.consent.declaration import DECLARATION
 from services.consent.settings import Settings
 from services.consent.store import Store
 from services.privacy import chain
 from services.privacy.chain import Entry, Fault, Finding, SigningKeys, VerifyKeys
+from services.privacy.kept import kept as read_kept
 
 EXIT_REFUSED = 2
 EXIT_NOT_INTACT = 3
@@ -93,6 +95,12 @@ def _as_table(results: Sequence[dict[str, Any]]) -> str:
             f" record, {result['anchors']} anchors: {said}"
         )
     return "\n".join(lines) + "\n"
+
+
+async def kept(arguments: Sequence[str]) -> int:
+    """Print what a hold or restriction keeps; see `services/privacy/kept.py`."""
+    kinds = {table.kind for table in TABLES}
+    return await read_kept(arguments, service=DECLARATION.name, kinds=kinds)
 
 
 async def catalogue(arguments: Sequence[str]) -> int:

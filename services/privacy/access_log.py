@@ -93,8 +93,9 @@ class Access:
 class Reading:
     """An access under way; the reader says how many rows there were."""
 
-    def __init__(self) -> None:
+    def __init__(self, access_id: UUID) -> None:
         """Begin without a number."""
+        self.access_id = access_id
         self.n_rows: int | None = None
 
     def count(self, n_rows: int) -> None:
@@ -110,8 +111,8 @@ class NotCountedError(RuntimeError):
 class AccessLog:
     """Records accesses in the service's database."""
 
-    def __init__(self, transaction: Transaction, keys: DayKeys) -> None:
-        """Take the parts."""
+    def __init__(self, transaction: Transaction, keys: DayKeys | None = None) -> None:
+        """Take the parts; without keys, only what is about nobody in particular can be logged."""
         self._transaction = transaction
         self._keys = keys
 
@@ -129,7 +130,7 @@ class AccessLog:
         async with self._transaction() as ctx:
             entry = _Entry(ctx.ids.new(), ctx.now, access, self._hash(access, ctx.now))
             await _Store(ctx.connection).begin(entry)
-        reading = Reading()
+        reading = Reading(entry.access_id)
         yield reading
         if reading.n_rows is None:
             raise NotCountedError("an access ended without a number of rows")
@@ -139,6 +140,7 @@ class AccessLog:
     def _hash(self, access: Access, at: datetime) -> bytes | None:
         if access.subject is None or access.looked_for is None:
             return None
+        assert self._keys is not None, "who looks for somebody needs the keys of the hash"
         return self._keys.hash_at(access.subject, access.looked_for, at)
 
 

@@ -192,6 +192,10 @@ class World:
         """Return the owner's URL, for looking and arranging."""
         return self.databases[service].migrate_url
 
+    def duty_url(self, service: str) -> str:
+        """Return the URL of the role that may read what is blocked."""
+        return self.databases[service].duty_url
+
     def settings(self, service: str, **overrides: object) -> dict[str, Any]:
         """Return the settings of a service as keyword arguments of its settings class.
 
