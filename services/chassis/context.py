@@ -1,6 +1,8 @@
 """What a handler gets: the open transaction as a store, the outbox, the instant, ids."""
 
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Generic, TypeVar
@@ -35,6 +37,20 @@ class Context(Generic[S]):
     service: str
     counts: "Counter[tuple[str, str]]" = field(default_factory=Counter)
     dead: "Counter[tuple[str, str]]" = field(default_factory=Counter)
+
+    @asynccontextmanager
+    async def part(self) -> AsyncIterator[None]:
+        """Hold a part of the transaction that may fail by itself.
+
+        What was written and enqueued in it goes with its error; the rest stands.
+        """
+        n_rows = len(self.outbox.rows)
+        try:
+            async with self.connection.transaction():
+                yield
+        except BaseException:
+            del self.outbox.rows[n_rows:]
+            raise
 
     def count(self, topic: Topic, outcome: str, n: int = 1) -> None:
         """Count `n` records of a topic by outcome; exported once the transaction has committed."""

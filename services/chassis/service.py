@@ -498,11 +498,10 @@ def main(
         duties: by name; those of persons with a login of their own, who have none of its settings.
     """
     arguments = sys.argv[1:]
+    own_login: dict[str, Command] = {"migrate": lambda _: _migrate(declaration), **(duties or {})}
     try:
-        if arguments[:1] == ["migrate"]:
-            return asyncio.run(_migrate(declaration))
-        if duties and arguments and arguments[0] in duties:
-            return asyncio.run(_command(duties[arguments[0]], arguments[1:]))
+        if arguments and arguments[0] in own_login:
+            return asyncio.run(_command(own_login[arguments[0]], arguments[1:]))
         loaded = settings.load()
         if declaration.database and not loaded.database_url.get_secret_value():
             # libpq's defaults would find some database of some user instead
@@ -517,7 +516,7 @@ def main(
         said = _without_input(error, declaration.env_prefix)
         sys.stderr.write(f"{declaration.name}: settings: {said}\n")
         return EXIT_FAILED
-    names = ", ".join(["migrate", *(commands or {}), *(duties or {})])
+    names = ", ".join([*own_login, *(commands or {})])
     sys.stderr.write(f"{declaration.name}: unknown command; known: {names}\n")
     return 2
 

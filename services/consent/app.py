@@ -20,6 +20,7 @@ from services.privacy.chain import SigningKeys
 from services.privacy.declare import by_day
 from services.privacy.erased import unless_erased
 from services.privacy.executor import Executor, Hooks
+from services.privacy.waiting import retry_waiting_orders
 
 _YEARS_EVERY_S = 3600.0
 _ANCHORS_EVERY_S = 600.0
@@ -54,6 +55,7 @@ def build(settings: Settings | None = None) -> Service[Any]:
         },
         first=topics.RETENTION_ORDER,
     )
+    retry_waiting_orders(service, executor)
     anchor_keys = SigningKeys.from_json(settings.anchor_keys.get_secret_value())
     service.on_secret("anchor_keys", anchor_keys.replace)
     service.serve(build_http(service.transaction, anchor_keys))

@@ -6,7 +6,7 @@ as long as such events can come (7 x 24 h), and leaves them out. What the same v
 the erasure is a new use.
 """
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -76,19 +76,23 @@ class Store:
     async def remember(
         self, visitor_ids: Collection[UUID], *, erased_at: datetime, now: datetime
     ) -> None:
-        """Note an erasure, in today's partition.
+        """Note an erasure; see `remember_all`."""
+        await self.remember_all(dict.fromkeys(visitor_ids, erased_at), now=now)
+
+    async def remember_all(self, erased_at: Mapping[UUID, datetime], *, now: datetime) -> None:
+        """Note erasures, in today's partition.
 
         Args:
-            erased_at: the instant of the order, the same however late it is carried out.
+            erased_at: by visitor the instant of the order, the same however late it is carried out.
         """
         await self._connection.execute(
             """
             INSERT INTO privacy_erased AS e (erased_day, visitor_id, erased_at)
-            SELECT $1, unnest($2::uuid[]), $3
+            SELECT $1, * FROM unnest($2::uuid[], $3::timestamptz[])
             ON CONFLICT (erased_day, visitor_id)
             DO UPDATE SET erased_at = greatest(e.erased_at, excluded.erased_at)
             """,
             now.date(),
-            list(visitor_ids),
-            erased_at,
+            list(erased_at),
+            list(erased_at.values()),
         )

@@ -6,12 +6,15 @@ Rows are dropped, erased and set aside by the database owner's functions (`priva
 spare what is protected whatever this code does; what is settled before is the service's.
 """
 
+import itertools
 import json
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
 from uuid import UUID
+
+import asyncpg
 
 from schemas import topics
 from schemas.retention import (
@@ -31,6 +34,8 @@ from services.privacy.declare import PartitionOf, Table
 
 AHEAD_MAX = timedelta(minutes=5)
 """How far an order's instant may lie in the future on a stack that is no simulation."""
+DROP_LOCK_WAIT_MAX_MS = 200
+"""How long a drop may wait for each table; less than the server takes to look for a deadlock."""
 WAITING_MAX = 20
 """Orders tried again in one transaction."""
 
@@ -40,6 +45,7 @@ Busy = Callable[[Context[Any], Collection[UUID]], Awaitable[set[UUID]]]
 Settle = Callable[[Context[Any], Collection[UUID], date], Awaitable[None]]
 OrderHandler = Callable[[Context[Any], Sequence[Received[RetentionOrderV1]]], Awaitable[None]]
 Counts = tuple[TableCount, ...]
+Orders = Sequence[Received[RetentionOrderV1]]
 
 
 async def _settle_nothing(_: Context[Any], __: Table, ___: RetentionOrderV1) -> None:
@@ -105,16 +111,16 @@ class Executor:
             Poison: the order contradicts what this service knows; nothing is changed.
         """
         store = _Store(ctx.connection)
-        for received in orders:
-            order = received.event
-            if order.holder is not None:
-                # about records outside: their holder answers, and nobody else
-                ctx.count(topics.RETENTION_ORDER, "not_ours")
-                continue
-            if not self._simulation and order.as_of > ctx.now + AHEAD_MAX:
-                raise Poison("order_from_the_future")
-            outcome = await self._take(ctx, store, received)
-            ctx.count(topics.RETENTION_ORDER, outcome)
+        ours = [received for received in orders if received.event.holder is None]
+        if len(ours) < len(orders):
+            # about records outside: their holder answers, and nobody else
+            ctx.count(topics.RETENTION_ORDER, "not_ours", len(orders) - len(ours))
+        if not self._simulation and any(r.event.as_of > ctx.now + AHEAD_MAX for r in ours):
+            raise Poison("order_from_the_future")
+        for _, alike in itertools.groupby(ours, _what_is_done_together):
+            for received in await self._take_new_erasures(ctx, store, list(alike)):
+                outcome = await self._take(ctx, store, received)
+                ctx.count(topics.RETENTION_ORDER, outcome)
 
     async def retry(self, ctx: Context[Any]) -> int:
         """Carry out waiting orders whose calls have ended; return how many."""
@@ -155,6 +161,44 @@ class Executor:
         ctx.outbox.add(topics.RETENTION_RECEIPT, receipt, cause=received)
         return "carried_out"
 
+    async def _take_new_erasures(self, ctx: Context[Any], store: "_Store", alike: Orders) -> Orders:
+        """Carry out several erasures at once; return what is to be taken one by one.
+
+        An order alone costs some twenty statements, and so do a thousand together.
+        """
+        if len(alike) == 1 or alike[0].event.action is not RetentionAction.ERASE:
+            return alike
+        known = await store.known([received.event.order_id for received in alike])
+        first = {r.event.order_id: r for r in reversed(alike) if r.event.order_id not in known}
+        new = [r for r in alike if r is first.get(r.event.order_id)]
+        names = self._tables_of(alike[0].event)
+        if not names or len(new) <= 1 or alike[0].event.names_gone:
+            return alike
+        busy = await self._hooks.busy(ctx, {id_ for r in new for id_ in r.event.visitor_ids})
+        free = [r for r in new if busy.isdisjoint(r.event.visitor_ids)]
+        if free:
+            await self._erase_together(ctx, store, names, free)
+        done = {id(received) for received in free}
+        return [received for received in alike if id(received) not in done]
+
+    async def _erase_together(
+        self, ctx: Context[Any], store: "_Store", names: Sequence[str], free: Orders
+    ) -> None:
+        orders = [received.event for received in free]
+        # whom two orders name, the first one erases
+        order_of = {id_: o.order_id for o in reversed(orders) for id_ in o.visitor_ids}
+        before_day = orders[0].before_day
+        await self._hooks.settle(ctx, order_of.keys(), before_day)
+        counts = await store.erase(names, order_of, [o.order_id for o in orders], before_day)
+        asked_at = {id_: o.as_of for o in sorted(orders, key=_as_of) for id_ in o.visitor_ids}
+        await erased.Store(ctx.connection).remember_all(asked_at, now=ctx.now)
+        done = [_done(ctx, order, counts[order.order_id]) for order in orders]
+        await store.save(done, before_day)
+        for received, one in zip(free, done, strict=True):
+            receipt = self._signed(one.receipt(ctx.service))
+            ctx.outbox.add(topics.RETENTION_RECEIPT, receipt, cause=received)
+        ctx.count(topics.RETENTION_ORDER, "carried_out", len(free))
+
     def _signed(self, receipt: RetentionReceiptV1) -> RetentionReceiptV1:
         return receipt if self._keys is None else receipts.sign(self._keys, receipt)
 
@@ -182,11 +226,21 @@ class Executor:
             case RetentionAction.RELEASE | RetentionAction.UNRESTRICT:
                 return await _release(ctx, store, order)
 
-    async def _drop(self, ctx: Context[Any], store: "_Store", order: RetentionOrderV1) -> Counts:
+    async def _drop(
+        self, ctx: Context[Any], store: "_Store", order: RetentionOrderV1
+    ) -> Counts | None:
+        """Drop what is due; None where somebody reads a table for long: later, when nobody does.
+
+        Whoever comes after one that waits for a table waits behind it, the busiest path too.
+        """
         tables = [table for table in self._tables if table.kind is order.kind]
-        for table in tables:
-            await self._hooks.before_drop(ctx, table, order)
-        counts = await store.drop([table.name for table in tables], order)
+        try:
+            async with ctx.part():
+                for table in tables:
+                    await self._hooks.before_drop(ctx, table, order)
+                counts = await store.drop([table.name for table in tables], order)
+        except asyncpg.LockNotAvailableError:
+            return None
         if order.before_day > ctx.now.date() - timedelta(days=db.DAYS_BEHIND):
             # only in a simulation: the days that are being written to went as well
             await store.restore_days(tables, ctx.now.date())
@@ -223,15 +277,29 @@ def on_retention_orders(
 async def _record(
     ctx: Context[Any], store: "_Store", order: RetentionOrderV1, counts: Counts
 ) -> RetentionReceiptV1:
-    done = _Done(
+    done = _done(ctx, order, counts)
+    await store.save([done], order.before_day)
+    return done.receipt(ctx.service)
+
+
+def _done(ctx: Context[Any], order: RetentionOrderV1, counts: Counts) -> "_Done":
+    return _Done(
         order_id=order.order_id,
         kind=order.kind,
         action=order.action,
         counts=counts,
         done_at=ctx.now,
     )
-    await store.save(done, order.before_day)
-    return done.receipt(ctx.service)
+
+
+def _what_is_done_together(received: Received[RetentionOrderV1]) -> tuple[object, ...]:
+    """Return what neighbours must have in common to be carried out at once."""
+    order = received.event
+    return order.action, order.kinds, order.before_day, order.names_gone
+
+
+def _as_of(order: RetentionOrderV1) -> datetime:
+    return order.as_of
 
 
 async def _protect(ctx: Context[Any], store: "_Store", order: RetentionOrderV1) -> None:
@@ -318,23 +386,37 @@ class _Store:
             done_at=row["done_at"],
         )
 
-    async def save(self, done: _Done, before_day: date) -> None:
-        await self._connection.execute(
+    async def save(self, found: Sequence[_Done], before_day: date) -> None:
+        await self._connection.executemany(
             """
             INSERT INTO retention_done (order_id, kind, action, before_day, counts, done_at)
             VALUES ($1, $2, $3, $4, $5, $6)
             """,
-            done.order_id,
-            done.kind.value,
-            done.action.value,
-            before_day,
-            [count.model_dump() for count in done.counts],
-            done.done_at,
+            [
+                (
+                    *(done.order_id, done.kind.value, done.action.value, before_day),
+                    *([count.model_dump() for count in done.counts], done.done_at),
+                )
+                for done in found
+            ],
         )
+
+    async def known(self, order_ids: Sequence[UUID]) -> set[UUID]:
+        """Return which orders are done, or wait."""
+        rows = await self._connection.fetch(
+            """
+            SELECT order_id FROM retention_done WHERE order_id = ANY($1)
+            UNION SELECT order_id FROM retention_later WHERE order_id = ANY($1)
+            """,
+            order_ids,
+        )
+        return {row["order_id"] for row in rows}
 
     # ------------------------------------------------------------------ drop, take
 
     async def drop(self, names: Sequence[str], order: RetentionOrderV1) -> Counts:
+        usual = await self._connection.fetchval("SELECT current_setting('lock_timeout')")
+        await self._limit_lock_waits(f"{DROP_LOCK_WAIT_MAX_MS}ms")
         rows = await self._connection.fetch(
             """
             SELECT source AS table, n_partitions, n_rows, n_held, n_restricted
@@ -344,7 +426,11 @@ class _Store:
             order.before_day,
             order.order_id,
         )
+        await self._limit_lock_waits(usual)
         return tuple(TableCount(**row) for row in rows)
+
+    async def _limit_lock_waits(self, limit: str) -> None:
+        await self._connection.execute("SELECT set_config('lock_timeout', $1, true)", limit)
 
     async def restore_days(self, tables: Sequence[Table], today: date) -> None:
         days = [db.DayTable(t.name) for t in tables if t.partition_of is PartitionOf.DAY]
@@ -363,6 +449,40 @@ class _Store:
             order.protection_id,
         )
         return tuple(TableCount(**row) for row in rows)
+
+    async def erase(
+        self,
+        names: Sequence[str],
+        order_of: Mapping[UUID, UUID],
+        order_ids: Sequence[UUID],
+        before_day: date,
+    ) -> dict[UUID, Counts]:
+        """Erase visitors, each by its order; return what each order counts."""
+        rows = await self._connection.fetch(
+            """
+            SELECT order_id, source, sum(n_rows)::bigint AS n_rows,
+                   sum(n_held)::bigint AS n_held, sum(n_restricted)::bigint AS n_restricted
+            FROM privacy_erase($1, $2, $3, $4) WITH ORDINALITY AS f
+            GROUP BY order_id, source ORDER BY min(ordinality)
+            """,
+            list(names),
+            list(order_of),
+            list(order_of.values()),
+            before_day,
+        )
+        nothing = {
+            row["source"]: TableCount(table=row["source"], n_partitions=0, n_rows=0) for row in rows
+        }
+        found = {order_id: dict(nothing) for order_id in order_ids}
+        for order_id, source, n_rows, n_held, n_restricted in rows:
+            found[order_id][source] = TableCount(
+                table=source,
+                n_partitions=0,
+                n_rows=n_rows,
+                n_held=n_held,
+                n_restricted=n_restricted,
+            )
+        return {order_id: tuple(counts.values()) for order_id, counts in found.items()}
 
     # ------------------------------------------------------------------ protections
 

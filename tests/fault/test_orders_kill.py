@@ -52,6 +52,8 @@ RELAY = "SELECT pg_advisory_xact_lock(7411002)"
 _STOP = """
 CREATE FUNCTION stop_here() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
+    -- a drop waits for no lock for long
+    SET LOCAL lock_timeout = 0;
     PERFORM pg_advisory_xact_lock_shared(TG_ARGV[0]::bigint);
     RETURN NULL;
 END $$;
@@ -62,6 +64,18 @@ CREATE TRIGGER deed AFTER INSERT OR UPDATE ON privacy_protection FOR EACH ROW
     WHEN (NOT new.is_restriction OR new.released_at IS NOT NULL) EXECUTE FUNCTION stop_here('1');
 CREATE CONSTRAINT TRIGGER commit AFTER INSERT ON retention_done
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION stop_here('2');
+"""
+# in the middle of a kind's tables: the partitions of those before it are gone by then
+_DROP_STOPS = r"""
+CREATE FUNCTION stop_drop() RETURNS event_trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_event_trigger_dropped_objects()
+               WHERE object_type = 'table' AND object_name LIKE 'visitor\_watch\_%') THEN
+        SET LOCAL lock_timeout = 0;
+        PERFORM pg_advisory_xact_lock_shared(1);
+    END IF;
+END $$;
+CREATE EVENT TRIGGER deed ON sql_drop EXECUTE FUNCTION stop_drop();
 """
 _RETENTION_STOPS = """
 CREATE TRIGGER deed AFTER INSERT ON retention_completion
@@ -164,10 +178,14 @@ class Killed:
 @contextlib.asynccontextmanager
 async def opened(world: World, service: str, stops: str, **settings: str) -> AsyncIterator[Killed]:
     looking = await asyncpg.connect(world.owner_url(service))
+    name = world.databases[service].name
+    admin = await asyncpg.connect(world.infrastructure.postgres_admin_dsn, database=name)
     try:
         await looking.execute(_STOP + stops)
+        await admin.execute(_DROP_STOPS)
         yield Killed(world=world, service=service, looking=looking, settings=settings)
     finally:
+        await admin.close()
         await looking.close()
 
 
@@ -181,12 +199,10 @@ class Case:
     Attributes:
         arrange: what was ordered before, about a visitor.
         action: of the order itself.
-        stop: a place in the middle of its deeds.
     """
 
     arrange: tuple[RetentionAction, ...] = ()
     action: RetentionAction
-    stop: str = DEED
 
 
 def order_of(
@@ -209,13 +225,11 @@ def order_of(
     return made.model_copy(update={"as_of": CLOCK.now()})
 
 
-# a table in the middle of the kind's: the partitions of those before it are gone by then
-_DROP_STOPS = "LOCK TABLE visitor_watch_{day:y%Ym%md%d} IN ACCESS SHARE MODE"
 A = RetentionAction
 CASES = {
     "erase": Case(action=A.ERASE),
-    "drop": Case(action=A.DROP, stop=_DROP_STOPS),
-    "drop past a hold": Case(arrange=(A.HOLD,), action=A.DROP, stop=_DROP_STOPS),
+    "drop": Case(action=A.DROP),
+    "drop past a hold": Case(arrange=(A.HOLD,), action=A.DROP),
     "restrict": Case(action=A.RESTRICT),
     "unrestrict": Case(arrange=(A.RESTRICT,), action=A.UNRESTRICT),
     "hold": Case(action=A.HOLD),
@@ -259,7 +273,6 @@ class Story:
     Attributes:
         gone: whom the order is about; `day_rows` are theirs, by table.
         stays: whom it must not touch.
-        stop: the place in the middle of its deeds.
         expected: what its receipt must count, by table.
     """
 
@@ -268,7 +281,6 @@ class Story:
     gone: UUID
     stays: UUID
     order: RetentionOrderV1
-    stop: str
     day_rows: dict[str, int]
     expected: dict[str, tuple[int, int, int]]
 
@@ -292,7 +304,6 @@ async def arrange(side: Side, case: Case) -> Story:
         gone=gone,
         stays=stays,
         order=order_of(side, case.action, gone, 5, protection_id),
-        stop=case.stop.format(day=day),
         day_rows=of_visitor(await side.live(), gone),
         expected=expected,
     )
@@ -355,7 +366,7 @@ async def dies_before_commit(story: Story, killed: Killed) -> tuple[Any, ...]:
         await killed.waits(gate)
         await killed.die()
     assert await everything(story.side) == before, "before its transaction"
-    await killed.dies_at(story.stop)
+    await killed.dies_at(DEED)
     assert await everything(story.side) == before, "in the middle of the deeds"
     await killed.dies_at(COMMIT)
     assert await everything(story.side) == before, "before COMMIT"

@@ -1,0 +1,135 @@
+"""Many erasures in one poll, and a drop beside a long reader (R-D5, R-G3, D2, D3)."""
+
+import asyncio
+from datetime import timedelta
+from time import monotonic
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from schemas.retention import DataKind, RetentionAction, RetentionOrderV1, RetentionReceiptV1
+from tests.support.bench import IDS, new_visitor_id
+from tests.support.protected import Side, open_side, total
+from tests.support.stack import World
+
+WORLD_SERVICES = ("ad_ledger", "call_control", "consent")
+N_VISITORS = 8
+HELD, TWICE_HELD, LIVE, RESTRICTED, UNKNOWN = 0, 1, 2, 3, 7
+
+
+@pytest.fixture(params=WORLD_SERVICES)
+def service(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+async def people(side: Side) -> list[UUID]:
+    """Return visitors with rows of one and of two days; one live, some protected, one unknown."""
+    found = [new_visitor_id() for _ in range(N_VISITORS)]
+    for number, visitor_id in enumerate(found[:UNKNOWN]):
+        # where nothing can be live, nobody is
+        live = number == LIVE and side.name != "consent"
+        await side.fill(visitor_id, live=live)
+        if number % 2:
+            await side.fill(visitor_id, side.today - timedelta(days=1))
+    for number in (HELD, TWICE_HELD, TWICE_HELD):
+        hold = side.order(RetentionAction.HOLD, found[number], protection_id=IDS.new())
+        await side.handle(hold)
+    restriction = side.order(RetentionAction.RESTRICT, found[RESTRICTED], protection_id=IDS.new())
+    await side.handle(restriction)
+    return found
+
+
+def erasures(side: Side, of: list[UUID]) -> list[RetentionOrderV1]:
+    """Return orders as they may come: about one, about several, about one that was named before."""
+    erase = RetentionAction.ERASE
+    orders = [side.order(erase, visitor_id) for visitor_id in of]
+    orders.append(side.order(erase, of[4], of[5], new_visitor_id()))
+    orders.append(side.order(erase, of[4]))
+    # a neighbour of other days
+    orders.append(side.order(erase, of[6], before=side.today))
+    # told again
+    orders.append(orders[5])
+    return orders
+
+
+async def test_many_erasures_of_a_poll_do_what_each_would_do_alone(
+    world: World, service: str
+) -> None:
+    """D2, D3, D4: the same counts, rows, store, list of the erased, and who waits."""
+    async with open_side(world, service) as side:
+        alone, together = await people(side), await people(side)
+        one_by_one: list[RetentionReceiptV1] = []
+        for order in erasures(side, alone):
+            one_by_one += await side.handle(order)
+        orders = erasures(side, together)
+        at_once = await side.handle(*orders)
+        by_id = {receipt.order_id: receipt for receipt in at_once}
+        answered = [by_id[order.order_id] for order in orders if order.order_id in by_id]
+        assert [receipt.counts for receipt in answered] == [r.counts for r in one_by_one]
+        assert len(at_once) == len(one_by_one)
+        assert len(orders) - len(one_by_one) == (0 if service == "consent" else 1)
+        assert any(held for receipt in answered for _, held, _ in total([receipt]).values())
+        live, kept = await side.live(), await side.kept()
+        for rows in (live, kept):
+            for texts in rows.values():
+                found = {who: sum(str(who) in t for t in texts) for who in (*alone, *together)}
+                assert [found[who] for who in together] == [found[who] for who in alone]
+        erased = await side.owner.fetch(
+            "SELECT visitor_id FROM privacy_erased WHERE visitor_id = ANY($1)", [*alone, *together]
+        )
+        assert {row[0] for row in erased} == {
+            who
+            for them in (alone, together)
+            for number, who in enumerate(them)
+            if number != LIVE or service == "consent"
+        }
+        # what the store keeps is due, and destroyed by its release
+        assert (
+            await side.owner.fetchval(
+                "SELECT count(*) FROM privacy_kept k WHERE NOT is_due AND visitor_id = ANY($1)",
+                [alone[HELD], together[HELD]],
+            )
+            == 0
+        )
+        assert await side.violations() == {}
+
+
+async def test_a_drop_gives_way_to_a_reader_and_is_done_later(world: World, service: str) -> None:
+    """D1, D3: whoever writes is not queued behind a drop; nothing is dropped by half."""
+    async with open_side(world, service) as side:
+        day = side.today - timedelta(days=6)
+        visitor_id = new_visitor_id()
+        await side.fill(visitor_id, day)
+        kind = next(
+            t.kind for t in side.tables if t.kind in (DataKind.AD_USE, DataKind.TRAFFIC_DATA)
+        )
+        table = [t.name for t in side.tables if t.kind is kind][-1]
+        before = await side.live()
+        order = side.order(RetentionAction.DROP, kinds=(kind,), before=day + timedelta(days=1))
+        reader = await asyncpg.connect(world.owner_url(service))
+        writer = await asyncpg.connect(world.database_url(service))
+        try:
+            await reader.execute(f"BEGIN; SELECT FROM {table} LIMIT 1")
+            begun_s = monotonic()
+            dropping = asyncio.create_task(side.handle(order))
+            await asyncio.sleep(0.05)
+            # a write takes a lock on its table that goes with a reader's, not with a waiting drop's
+            await writer.execute(f"BEGIN; LOCK TABLE {table} IN ROW EXCLUSIVE MODE; COMMIT")
+            waited_s = monotonic() - begun_s
+            assert await dropping == []
+            assert waited_s < 1
+            assert monotonic() - begun_s < 2
+            assert await side.live() == before
+            assert await side.retry() == []
+            assert await side.owner.fetchval("SELECT count(*) FROM outbox") == 0
+            await reader.execute("COMMIT")
+            (receipt,) = await side.retry()
+            assert receipt.order_id == order.order_id
+            assert sum(count.n_rows for count in receipt.counts) > 0
+            assert await side.handle(order) == [receipt]
+            assert await side.violations() == {}
+            assert await side.bench.connection.fetchval("SHOW lock_timeout") == "0"
+        finally:
+            await writer.close()
+            await reader.close()
