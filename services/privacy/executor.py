@@ -139,6 +139,10 @@ class Executor:
             n_done += 1
         return n_done
 
+    async def forget_done(self, ctx: Context[Any]) -> int:
+        """Forget what was done about orders so long ago that its proof is due; return how many."""
+        return int(await ctx.connection.fetchval("SELECT privacy_done_forget($1)", ctx.now))
+
     async def _take(
         self, ctx: Context[Any], store: "_Store", received: Received[RetentionOrderV1]
     ) -> str:

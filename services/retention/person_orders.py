@@ -145,7 +145,8 @@ class PersonOrders:
         """Record a hold that somebody else has to place; return its id."""
         _check(refuse_author(author.staff_id, author.case_number))
         today = calendar.berlin_date(self._ctx.now)
-        _check(refuse_scope(scope, frozenset(DataKind)))
+        holdable = self._schedule.holdable_on(today)
+        _check(refuse_scope(scope, frozenset(DataKind), holdable))
         cases = self._schedule.special_cases_on(today)
         _check(refuse_threat(ground, scope, author.case_number, cases))
         _check(refuse_review(review_on, today))

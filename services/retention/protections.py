@@ -52,6 +52,8 @@ class Refusal(StrEnum):
     OUT_OF_TURN = "out_of_turn"
     NOTHING_TO_HOLD = "nothing_to_hold"
     KIND_UNKNOWN = "kind_unknown"
+    KEPT_ELSEWHERE = "kept_elsewhere"
+    """Another system keeps it, whose holder tells of the hold (topic `record`)."""
     DAYS_REVERSED = "days_reversed"
     REVIEW_NOT_AHEAD = "review_not_ahead"
     REVIEW_TOO_FAR = "review_too_far"
@@ -105,12 +107,20 @@ def refuse_author(staff_id: str, case_number: str) -> Refusal | None:
     return None
 
 
-def refuse_scope(scope: Scope, known_kinds: frozenset[str]) -> Refusal | None:
-    """Say what is wrong with what a hold would cover."""
+def refuse_scope(
+    scope: Scope, known_kinds: frozenset[str], holdable: frozenset[str]
+) -> Refusal | None:
+    """Say what is wrong with what a hold would cover.
+
+    Args:
+        holdable: what services keep, and whose rule knows holds.
+    """
     if not scope.kinds:
         return Refusal.NOTHING_TO_HOLD
     if not known_kinds.issuperset(scope.kinds):
         return Refusal.KIND_UNKNOWN
+    if not holdable.issuperset(scope.kinds):
+        return Refusal.KEPT_ELSEWHERE
     if scope.names_visitors and not set(scope.kinds) <= set(PERSON_KINDS):
         # a proof names no visitor: the hold would promise what nobody can do
         return Refusal.NOTHING_TO_HOLD

@@ -420,6 +420,16 @@ class Schedule(_Data):
             if change > day and self.level_on(change) is ThreatLevel.NONE
         )
 
+    def holdable_on(self, day: date) -> frozenset[str]:
+        """Return the kinds that services keep and a hold can keep longer, on a Berlin date."""
+        return frozenset(
+            rule.kind.value
+            for rule in self.rules
+            if rule.is_valid_on(day)
+            and rule.deleted_by is DeletedBy.SERVICES
+            and ExceptionName.LEGAL_HOLD in rule.exceptions
+        )
+
     def special_cases_on(self, day: date) -> frozenset[str]:
         """Return the cases of special threats that are in force on a Berlin date."""
         return frozenset(

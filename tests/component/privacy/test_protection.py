@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -11,9 +11,12 @@ import pytest
 
 from schemas.retention import DataKind, RetentionAction, RetentionReceiptV1
 from services.chassis.errors import Poison
+from services.privacy import calendar
 from services.privacy import executor as executor_module
 from services.privacy.invariants import D2_INVARIANTS
 from services.privacy.waiting import TASK
+from services.retention.schedule import YearsPeriod, load
+from services.retention.settings import DEFAULT_SCHEDULE
 from tests.support.bench import IDS, new_visitor_id
 from tests.support.protected import KINDS, Side, open_side, total
 from tests.support.stack import World
@@ -631,3 +634,29 @@ def test_services_whose_orders_may_wait_try_them_again(world: World, service: st
     settings = importlib.import_module(f"services.{service}.settings").Settings
     built = app.build(settings.model_validate(world.settings(service)))
     assert TASK in built._tasks
+
+
+async def test_a_services_own_receipts_go_with_their_rule(side: Side) -> None:
+    """R-D10, R-D9: with the end of the third calendar year in Berlin, as retention's own do."""
+    rule = load(DEFAULT_SCHEDULE).rule_on(DataKind.DELETION_RECEIPT, side.today)
+    assert rule.period == YearsPeriod(unit="calendar_years", years=3)
+    newest_gone = datetime(side.today.year - 3, 1, 1, tzinfo=calendar.BERLIN) - timedelta(seconds=1)
+    for done_at in (newest_gone, newest_gone + timedelta(seconds=1)):
+        await side.owner.execute(
+            "INSERT INTO retention_done (order_id, kind, before_day, counts, done_at)"
+            " VALUES ($1, 'ad_use', $2, '[]', $3)",
+            IDS.new(), done_at.date(), done_at,
+        )  # fmt: skip
+    executor = side.executor
+    async with side.bench.transaction() as ctx:
+        assert await executor.forget_done(ctx) == 1
+        assert await executor.forget_done(ctx) == 0
+    left = await side.owner.fetchval("SELECT min(done_at) FROM retention_done")
+    assert left == newest_gone + timedelta(seconds=1)
+    # whatever its clock says, a service cannot rid itself of proofs
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await side.bench.connection.execute("DELETE FROM retention_done")
+    gone = await side.bench.connection.fetchval(
+        "SELECT privacy_done_forget(now() + interval '9 years')"
+    )
+    assert gone == 0

@@ -239,6 +239,8 @@ async def test_a_hold_that_was_only_proposed_can_be_given_up(desk: Desk) -> None
     ("change", "refusal"),
     [
         ({"kinds": ("gossip",)}, Refusal.KIND_UNKNOWN),
+        ({"kinds": ("contract",), "names_visitors": False}, Refusal.KEPT_ELSEWHERE),
+        ({"kinds": ("deletion_receipt",), "names_visitors": False}, Refusal.KEPT_ELSEWHERE),
         ({"kinds": ()}, Refusal.NOTHING_TO_HOLD),
         ({"kinds": ("consent_record",), "names_visitors": True}, Refusal.NOTHING_TO_HOLD),
         ({"names_visitors": True}, Refusal.NOBODY_NAMED),
