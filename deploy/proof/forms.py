@@ -5,14 +5,17 @@ A form that a file could hold by chance is not looked for: every pattern has at 
 """
 
 import base64
+import json
+import unicodedata
+import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv6Address, ip_address
 from uuid import UUID
 
 BYTES_MIN = 5
-_INET_FAMILY = b"\x02\x20"
-"""PostgreSQL's inet of one IPv4 address: family, then 32 bits; the four bytes alone are noise."""
+_INET_HEADS = {4: b"\x02\x20", 6: b"\x03\x80"}
+"""PostgreSQL's inet of one address: family and bits; four bytes alone would be noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +47,30 @@ def number(label: str, e164: str, typed: str) -> Canary:
 
 
 def address(label: str, text: str) -> Canary:
-    """Return the canary of an IPv4 address."""
-    packed = _INET_FAMILY + IPv4Address(text).packed
-    return Canary(label=label, texts=(text,), raw=(("inet", packed),))
+    """Return the canary of an IPv4 or IPv6 address."""
+    found = ip_address(text)
+    texts = [text]
+    if isinstance(found, IPv6Address):
+        texts = [found.compressed, found.exploded]
+    return Canary(
+        label=label,
+        texts=tuple(texts),
+        raw=(("inet", _INET_HEADS[found.version] + found.packed),),
+    )
+
+
+def name(label: str, text: str) -> Canary:
+    """Return the canary of a person's name, best one with letters that have several spellings."""
+    composed = unicodedata.normalize("NFC", text)
+    texts = {
+        composed: None,
+        unicodedata.normalize("NFD", text): None,
+        json.dumps(composed).strip('"'): None,
+        urllib.parse.quote(composed): None,
+        urllib.parse.quote_plus(composed): None,
+    }
+    latin = composed.encode("latin-1")
+    return Canary(label=label, texts=tuple(texts), raw=(("latin-1", latin),))
 
 
 def identifier(label: str, text: str) -> Canary:

@@ -1,8 +1,9 @@
 """The story of the proof: visit, look, hold, wait out the deadline, look, release, look."""
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import asyncpg
 from deploy.demo import deletion, evidence
 from deploy.demo.errors import DemoError
 from deploy.demo.evidence import Chain
-from deploy.demo.people import e164, invite
+from deploy.demo.people import Person, e164, invite
 from deploy.demo.stack import Stage, set_up
 from deploy.demo.visitor import Browser
 from deploy.local.stack import LocalStack
@@ -19,9 +20,18 @@ from deploy.proof import forms
 from deploy.proof.forms import Canary
 from deploy.proof.report import KEPT_IN, Look, Proof
 from deploy.proof.scan import exported, scan
+from schemas import topics
+from services.chassis.outbox import OutboxRow
+from services.chassis.produce import KafkaSink
 
-N_VISITORS = 2
-"""The first one is let go; the second one is named by a legal hold."""
+N_VISITORS = 3
+"""The first and third are let go; the second one is named by a legal hold."""
+HELD = 2
+IPV6 = "2001:db8:5a3c::4e1f"
+"""Where the third one comes from; of the range for documentation (RFC 3849)."""
+NAME = "Ännchen Müßig-Øre"
+"""Of nobody. The platform asks for no name: this one comes in a record that it cannot read."""
+DEAD_LETTERS = f"kafka {topics.AD_VIEW.dead_letter.name}"
 GONE_WITHIN_S = 20.0
 """Kafka removes a segment's files after its check interval and its delete delay."""
 _PROPOSER, _DECIDER = "staff-1", "staff-2"
@@ -31,35 +41,42 @@ _COLUMNS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Who:
-    """One visitor's canaries."""
+class Canaries:
+    """What was put in: of those whom no hold names, and of the one whom it names."""
 
-    number: int
-    canaries: Sequence[Canary]
+    gone: Sequence[Canary]
+    held: Sequence[Canary]
+
+    @property
+    def all(self) -> list[Canary]:
+        """Return both."""
+        return [*self.gone, *self.held]
 
 
-def canaries_of(chain: Chain) -> Who:
+def canaries_of(chain: Chain) -> list[Canary]:
     """Return what a visit put into the platform."""
     visit, person = chain.visit, chain.visit.person
     who = f"visitor {person.number}"
-    return Who(
-        number=person.number,
-        canaries=[
-            forms.number(
-                f"{who}: callback number", e164(person.callback_number), person.callback_number
-            ),
-            forms.number(
-                f"{who}: destination number",
-                e164(person.destination_number),
-                person.destination_number,
-            ),
-            forms.address(f"{who}: address", person.address),
-            forms.identifier(f"{who}: visitor id", chain.visitor_id),
-            forms.identifier(f"{who}: ticket id", visit.ticket_id),
-            forms.identifier(f"{who}: call id", visit.call_id),
-            forms.identifier(f"{who}: trace id", chain.trace_id),
-        ],
-    )
+    return [
+        forms.number(
+            f"{who}: callback number", e164(person.callback_number), person.callback_number
+        ),
+        forms.number(
+            f"{who}: destination number",
+            e164(person.destination_number),
+            person.destination_number,
+        ),
+        forms.address(f"{who}: address", person.address),
+        forms.identifier(f"{who}: visitor id", chain.visitor_id),
+        forms.identifier(f"{who}: ticket id", visit.ticket_id),
+        forms.identifier(f"{who}: call id", visit.call_id),
+        forms.identifier(f"{who}: trace id", chain.trace_id),
+    ]
+
+
+def _people() -> tuple[Person, ...]:
+    *others, last = invite(N_VISITORS)
+    return (*others, replace(last, address=IPV6))
 
 
 async def play(folder: Path, proof: Proof) -> None:
@@ -68,45 +85,56 @@ async def play(folder: Path, proof: Proof) -> None:
     Raises:
         DemoError, StackError: a step failed; the proof holds what came before.
     """
-    people = invite(N_VISITORS)
+    people = _people()
     async with set_up(folder, people, proof.say) as stage:
         stack = stage.stack
-        proof.say("two visitors watch an ad and telephone")
-        gone, held = [canaries_of(chain) for chain in await _visits(stage)]
-        proof.canaries = [canary.label for who in (gone, held) for canary in who.canaries]
+        proof.say("three visitors watch an ad and telephone")
+        canaries = await _put_in(stage, people)
+        proof.canaries = [canary.label for canary in canaries.all]
         await _flush(stack)
-        proof.before = await _look(stack, "before the deadline", gone, held)
+        proof.before = await _look_until(stack, "before the deadline", canaries, _is_all_there)
 
         proof.say("a legal hold names the second visitor: one proposes it, another one places it")
-        hold_id = await _place_hold(stack, held, people[1].callback_number)
+        hold_id = await _place_hold(stack, people[HELD - 1].callback_number)
         as_of = datetime.now(UTC) + deletion.LATER
         proof.say(f"the deadline passes: as of {as_of.date()}")
         proof.receipts = await _sweep(stack, as_of)
-        proof.after = await _look_until(stack, "after the deadline", gone, held, _is_as_held)
+        proof.after = await _look_until(stack, "after the deadline", canaries, _is_as_held)
 
         proof.say("the hold is lifted, by two persons again")
         proof.receipts += await _release_hold(stack, hold_id)
         # the same cut again: its orders are those of before, and their receipts stand there already
         await _sweep(stack, as_of + timedelta(hours=1))
         proof.released = await _look_until(
-            stack, "after the release", gone, held, lambda look: not look.scan.finds
+            stack, "after the release", canaries, lambda look: not look.scan.finds
         )
     proof.is_played = True
 
 
-async def _visits(stage: Stage) -> list[Chain]:
-    browsers = [
-        Browser(stage.stack.url("gateway"), person, lambda *_: None)
-        for person in invite(N_VISITORS)
-    ]
+async def _put_in(stage: Stage, people: Sequence[Person]) -> Canaries:
+    browsers = [Browser(stage.stack.url("gateway"), person, lambda *_: None) for person in people]
     visits = await asyncio.gather(*(browser.run() for browser in browsers))
-    return await evidence.gather(stage.stack, stage.exchange, visits)
+    chains = await evidence.gather(stage.stack, stage.exchange, visits)
+    await _send_name(stage.stack)
+    gone = [c for chain in chains if chain.visit.person.number != HELD for c in canaries_of(chain)]
+    held = [c for chain in chains if chain.visit.person.number == HELD for c in canaries_of(chain)]
+    return Canaries(gone=[*gone, forms.name("name in a dead letter", NAME)], held=held)
+
+
+async def _send_name(stack: LocalStack) -> None:
+    """Send an event as no front end of ours makes it; it ends as a dead letter."""
+    raw = json.dumps({"name": NAME}, ensure_ascii=False).encode()
+    sink = KafkaSink(stack.kafka_login("gateway"), prefix="", client_id="prove-deletion")
+    try:
+        await sink.send_rows([OutboxRow(topics.AD_VIEW.name, b"prove-deletion", [], raw)])
+    finally:
+        await sink.stop()
 
 
 # ---------------------------------------------------------------------- orders
 
 
-async def _place_hold(stack: LocalStack, held: Who, callback_number: str) -> str:
+async def _place_hold(stack: LocalStack, callback_number: str) -> str:
     """Find the visitor by number, as staff do, and hold all that is theirs."""
     ids = await stack.run(
         "call_control",
@@ -122,7 +150,6 @@ async def _place_hold(stack: LocalStack, held: Who, callback_number: str) -> str
     )
     hold_id = _word_after(text, "hold")
     await stack.run("retention", "hold", "place", hold_id, "--by", _DECIDER, "--wait")
-    assert held.number == N_VISITORS
     return hold_id
 
 
@@ -183,30 +210,34 @@ async def _flush(stack: LocalStack) -> None:
         await connection.close()
 
 
-async def _look(stack: LocalStack, when: str, gone: Who, held: Who) -> Look:
-    canaries = [*gone.canaries, *held.canaries]
+async def _look(stack: LocalStack, when: str, canaries: Canaries) -> Look:
     exports = await exported(stack)
-    found = await asyncio.to_thread(scan, stack.layout.folder, canaries, exports)
+    found = await asyncio.to_thread(scan, stack.layout.folder, canaries.all, exports)
     return Look(
         when=when,
         scan=found,
-        gone=[canary.label for canary in gone.canaries],
-        held=[canary.label for canary in held.canaries],
+        gone=[canary.label for canary in canaries.gone],
+        held=[canary.label for canary in canaries.held],
     )
 
 
 async def _look_until(
-    stack: LocalStack, when: str, gone: Who, held: Who, is_good: Callable[[Look], bool]
+    stack: LocalStack, when: str, canaries: Canaries, is_good: Callable[[Look], bool]
 ) -> Look:
     """Look again until it is as it must be or the time has passed; return the last look."""
     loop = asyncio.get_running_loop()
     deadline_s = loop.time() + GONE_WITHIN_S
     while True:
-        look = await _look(stack, when, gone, held)
+        look = await _look(stack, when, canaries)
         if is_good(look) or loop.time() > deadline_s:
             return look
         await deletion.turn_write_ahead_log(stack)
         await asyncio.sleep(1.0)
+
+
+def _is_all_there(look: Look) -> bool:
+    dead = {find.place for find in look.finds_of_gone if find.label == "name in a dead letter"}
+    return not look.missing([*look.gone, *look.held]) and DEAD_LETTERS in dead
 
 
 def _is_as_held(look: Look) -> bool:

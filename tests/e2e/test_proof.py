@@ -49,6 +49,9 @@ def test_the_search_finds_everything_before_the_deadline(report: dict[str, Any])
     assert {find["label"] for find in found} == set(report["canaries"])
     assert {find["place"] for find in found} >= EVERYWHERE
     assert {"utf-8", "uuid", "inet"} <= {find["form"] for find in found}
+    assert "kafka ad-view.dead-letter" in {
+        find["place"] for find in found if find["label"] == "name in a dead letter"
+    }
     assert not {find["place"] for find in found} & {"metrics", "secrets", "hash_keys"}
 
 
@@ -83,3 +86,5 @@ def test_the_page_can_be_read_and_shows_no_value(report: dict[str, Any], folder:
     for text in (*pages.values(), json.dumps(report)):
         assert "23125" not in text
         assert "203.0.113" not in text
+        assert "2001:db8" not in text
+        assert "nnchen" not in text

@@ -15,7 +15,9 @@ from deploy.proof.scan import compiled, look_through, scan
 NUMBER = forms.number("callback number", "+493023125001", "+49 30 23125 001")
 ADDRESS = forms.address("address", "203.0.113.77")
 VISITOR = forms.identifier("visitor id", "a3c5f0e2-5a3c-4f1e-9b7d-0123456789ab")
-CANARIES = (NUMBER, ADDRESS, VISITOR)
+ADDRESS_6 = forms.address("IPv6 address", "2001:db8:5a3c::4e1f")
+NAME = forms.name("name", "Ännchen Müßig-Øre")
+CANARIES = (NUMBER, ADDRESS, VISITOR, ADDRESS_6, NAME)
 WANTED = compiled(CANARIES)
 ALPHABETS = (base64.b64encode, base64.urlsafe_b64encode)
 
@@ -41,6 +43,16 @@ def labels(content: bytes) -> set[str]:
         (b"address 203.0.113.77.", "address"),
         (b"\x00\x02\x20\xcb\x00\x71\x4d", "address"),
         (b"203.0.113.77".hex().encode(), "address"),
+        (b"from 2001:db8:5a3c::4e1f/128", "IPv6 address"),
+        (b"2001:DB8:5A3C::4E1F", "IPv6 address"),
+        (b"2001:0db8:5a3c:0000:0000:0000:0000:4e1f", "IPv6 address"),
+        (bytes.fromhex("038020010db85a3c00000000000000004e1f"), "IPv6 address"),
+        ("Ännchen Müßig-Øre".encode(), "name"),
+        ("A\u0308nnchen Mu\u0308ßig-Øre".encode(), "name"),
+        (b'{"name": "\\u00c4nnchen M\\u00fc\\u00dfig-\\u00d8re"}', "name"),
+        (b"?name=%C3%84nnchen+M%C3%BC%C3%9Fig-%C3%98re", "name"),
+        ("Ännchen Müßig-Øre".encode("latin-1"), "name"),
+        ("Ännchen Müßig-Øre".encode("utf-16-le"), "name"),
         (b"A3C5F0E2-5A3C-4F1E-9B7D-0123456789AB", "visitor id"),
         (b"a3c5f0e25a3c4f1e9b7d0123456789ab", "visitor id"),
         (uuid.UUID("a3c5f0e2-5a3c-4f1e-9b7d-0123456789ab").bytes, "visitor id"),
