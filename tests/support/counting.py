@@ -342,13 +342,20 @@ class Counting:
             await consumer.stop()
         return records
 
-    async def records(self, topic: Topic, n: int, within_s: float = 20) -> list[Any]:
-        """Wait until a topic holds at least so many records and return them."""
+    async def records(
+        self, topic: Topic, n: int, within_s: float = 20, *, distinct: bool = False
+    ) -> list[Any]:
+        """Wait until a topic holds at least so many records and return all that it holds.
+
+        Args:
+            distinct: so many events, where a relay may have repeated some.
+        """
         found: list[Any] = []
 
         async def are_there() -> bool:
             found[:] = await self.read(topic)
-            return len(found) >= n
+            ids = [dict(record.headers).get("ce_id") for record in found]
+            return len(set(ids) if distinct else ids) >= n
 
         await eventually(are_there, within_s=within_s)
         return found
