@@ -37,7 +37,7 @@ from services.privacy import recipients
 from services.privacy.consent_states import ConsentStates
 from services.privacy.declare import Purpose
 from services.privacy.gate import Gate, Permit, Question, Request, Verdict
-from services.privacy.rules import Change, ConsentFacts, RuleBook, decide
+from services.privacy.rules import Change, ConsentFacts, RuleBook, always, decide
 from tests.support.bench import new_visitor_id
 from tests.support.machine import machine
 from tests.support.running import ready
@@ -104,7 +104,7 @@ async def nobody(verdicts: Sequence[Verdict]) -> None:
 async def time_clear() -> float:
     """Return payloads a second through the gate."""
     visitor_id = new_visitor_id()
-    rules = RuleBook(REGISTER, lambda _visitor, _now: ConsentFacts(is_fresh=True))
+    rules = RuleBook(always(REGISTER), lambda _visitor, _now: ConsentFacts(is_fresh=True))
     gate = Gate(nobody, CLOCK, rules=rules)
     request = Request(
         payload=PAYLOAD, recipient="ad-partner", purpose=Purpose.AD_SETTLEMENT,
@@ -134,7 +134,7 @@ class Withdrawals:
         """Take the way to Kafka and a sender's consents."""
         self._producer = producer
         self._states = states
-        self._rules = RuleBook(REGISTER, states.facts_of)
+        self._rules = RuleBook(always(REGISTER), states.facts_of)
         self.waited_ms: list[float] = []
 
     async def say(self, visitor_id: UUID, decision: ConsentDecision) -> None:

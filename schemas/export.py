@@ -163,7 +163,10 @@ def _source(topic: Topic) -> str:
 
 
 def _key_schema(topic: Topic) -> Json:
-    found: Json = topic.model.model_json_schema()["properties"][topic.key]
+    schema: Json = topic.model.model_json_schema()
+    found: Json = schema["properties"][topic.key]
+    if "$ref" in found:  # an enum: the key stands in no place where it could be looked up
+        found = schema["$defs"][found["$ref"].rpartition("/")[2]]
     return {key: value for key, value in found.items() if key != "title"}
 
 

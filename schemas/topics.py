@@ -14,7 +14,7 @@ from uuid import UUID
 
 from pydantic_core import to_json
 
-from schemas import ad_view, call, consent, credit, record, retention, transfer
+from schemas import ad_view, call, consent, credit, record, register, retention, transfer
 from schemas.retention import DataKind
 from schemas.wire import WireModel
 
@@ -163,6 +163,18 @@ CONSENT_STATE = Topic(
     kinds=(DataKind.AD_USE,),
     cleanup="compact,delete",
 )
+REGISTER = Topic(
+    name="register",
+    description="The recipient register and the consent catalogue in force, told again each day.",
+    model=register.RegisterV1,
+    key="name",
+    producers=("consent",),
+    consumers=("gateway", "ad_ledger", "call_control"),
+    age_max_ms=30 * DAY_MS,
+    segment_ms=DAY_MS,
+    cleanup="compact,delete",
+    partitions=1,
+)
 TRANSFER = Topic(
     name="transfer",
     description="What was sent to a recipient outside, or refused, and on which ground.",
@@ -277,6 +289,7 @@ REGISTRY: tuple[Topic, ...] = (
     AD_VIEW,
     CONSENT,
     CONSENT_STATE,
+    REGISTER,
     TRANSFER,
     CALL_REQUEST,
     CREDIT_REQUEST,

@@ -22,7 +22,6 @@ from services.chassis.context import Context
 from services.chassis.db import DayTable
 from services.chassis.received import Received
 from services.chassis.service import Service
-from services.privacy import recipients
 from services.privacy.chain import SigningKeys
 from services.privacy.consent_states import ConsentStates
 from services.privacy.declare import by_day
@@ -30,6 +29,7 @@ from services.privacy.erased import unless_erased
 from services.privacy.executor import Executor, Hooks
 from services.privacy.gate import Gate
 from services.privacy.recorder import OutboxRecorder
+from services.privacy.registers import Registers
 from services.privacy.rules import RuleBook
 from services.privacy.waiting import retry_waiting_orders
 
@@ -100,10 +100,11 @@ def _report_to_partner(
 ) -> None:
     """Tell the ad partner what happens to its ads, as far as the gate lets it through."""
     consents = ConsentStates(settings.kafka, prefix=settings.kafka_prefix, clock=service.clock)
+    registers = Registers(settings.kafka, prefix=settings.kafka_prefix, clock=service.clock)
     gate = Gate(
         OutboxRecorder(service.transaction),
         service.clock,
-        rules=RuleBook(recipients.load(), consents.facts_of),
+        rules=RuleBook(registers.current, consents.facts_of),
     )
     client = PartnerClient(
         url,
@@ -119,6 +120,7 @@ def _report_to_partner(
     )
     reporter = Reporter(service.transaction, gate, client, metrics, pace)
     service.task("consents", consents.run)
+    service.task("registers", registers.run)
 
     async def report_for_ever() -> None:
         try:

@@ -19,11 +19,11 @@ from services.call_control.transfers import NumberGate
 from services.chassis.clock import SystemClock
 from services.chassis.db import DayTable
 from services.chassis.service import Service
-from services.privacy import recipients
 from services.privacy.chain import SigningKeys
 from services.privacy.declare import by_day
 from services.privacy.erased import unless_erased
 from services.privacy.executor import Executor, Hooks
+from services.privacy.registers import Registers
 from services.privacy.rules import NOTHING_KNOWN, RuleBook
 from services.privacy.waiting import retry_waiting_orders
 
@@ -66,7 +66,9 @@ def build(settings: Settings | None = None, carrier: CallBackend | None = None) 
     service.serve(build_http(service))
     clock = SystemClock()
     # a call rests on the contract: no consent is asked for, so none is known here
-    rules = RuleBook(recipients.load(), lambda _visitor_id, _now: NOTHING_KNOWN)
+    registers = Registers(settings.kafka, prefix=settings.kafka_prefix, clock=clock)
+    service.task("registers", registers.run)
+    rules = RuleBook(registers.current, lambda _visitor_id, _now: NOTHING_KNOWN)
     switch = Switch(
         service,
         carrier or SipBackend(_trunk(settings), clock.now),

@@ -12,6 +12,7 @@ from services.consent import catalogues, handlers, transfer_store, transfers
 from services.consent.classification import TABLES
 from services.consent.declaration import DECLARATION
 from services.consent.http import build_http
+from services.consent.registers import Teller
 from services.consent.settings import Settings
 from services.consent.store import INVARIANTS
 from services.consent.transfer_store import ConsentStore
@@ -24,12 +25,14 @@ from services.privacy.waiting import retry_waiting_orders
 
 _YEARS_EVERY_S = 3600.0
 _ANCHORS_EVERY_S = 600.0
+_REGISTERS_EVERY_S = 30.0
 
 
 def build(settings: Settings | None = None) -> Service[Any]:
     """Return the service, not yet started."""
     settings = settings or Settings.load()
-    catalogues.known()  # one that was changed after its publication stops the start
+    # one that was changed after its publication stops the start
+    teller = Teller(catalogues.known())
     registry = CollectorRegistry()
     service: Service[Any] = Service(
         declaration=DECLARATION,
@@ -63,7 +66,18 @@ def build(settings: Settings | None = None) -> Service[Any]:
         "anchors", lambda: service.weatherproof("anchors", lambda: _anchor(service, anchor_keys))
     )
     service.task("years", lambda: service.weatherproof("years", lambda: _maintain_years(service)))
+    service.task(
+        "registers", lambda: service.weatherproof("registers", lambda: _tell(service, teller))
+    )
     return service
+
+
+async def _tell(service: Service[Any], teller: Teller) -> None:
+    while True:
+        async with service.transaction() as ctx:
+            told = teller.tell(ctx)
+        teller.has_told(told, ctx.now)
+        await sleep(_REGISTERS_EVERY_S)
 
 
 async def _maintain_years(service: Service[Any]) -> None:

@@ -17,10 +17,10 @@ from services.gateway.metrics import Metrics
 from services.gateway.partner import PartnerAds
 from services.gateway.reads import Reads
 from services.gateway.settings import Settings
-from services.privacy import recipients
 from services.privacy.consent_states import ConsentStates
 from services.privacy.gate import Gate
 from services.privacy.recorder import KafkaRecorder
+from services.privacy.registers import Registers
 from services.privacy.rules import RuleBook
 
 FORGET_EVERY_S = 30.0
@@ -90,11 +90,13 @@ def _make_partner_ads(
     if settings.partner_tag_url is None:
         return None
     consents = ConsentStates(settings.kafka, prefix=settings.kafka_prefix, clock=service.clock)
+    registers = Registers(settings.kafka, prefix=settings.kafka_prefix, clock=service.clock)
     service.task("consents", consents.run)
+    service.task("registers", registers.run)
     gate = Gate(
         KafkaRecorder(producer, service.ids, service.clock),
         service.clock,
-        rules=RuleBook(recipients.load(), consents.facts_of),
+        rules=RuleBook(registers.current, consents.facts_of),
     )
     return PartnerAds(settings.partner_tag_url, gate)
 

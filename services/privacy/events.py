@@ -100,6 +100,7 @@ EVENTS: Classification = {
         "counts.n_restricted done_at key_id signature"
     ),
     # an id that the holder alone can resolve, of a document rather than of a person
+    topics.REGISTER.name: plain("name version document sha256"),
     topics.RECORD.name: plain("record_id kind holder happened happened_on document_class"),
 }
 """Topic -> dotted path of a field -> what it is."""

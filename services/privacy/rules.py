@@ -10,7 +10,7 @@ purpose, and
 Whatever is unknown, stale or cannot be decided is refused.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -63,6 +63,8 @@ class ConsentFacts:
 NOTHING_KNOWN = ConsentFacts(is_fresh=False)
 FactsOf = Callable[[UUID, datetime], ConsentFacts]
 """(visitor, now) -> what is known."""
+RegisterOf = Callable[[datetime], Awaitable[Register | None]]
+"""Now -> the register in force; None = unknown."""
 
 
 def decide(question: Question, register: Register, consents: ConsentFacts) -> Verdict:
@@ -152,17 +154,29 @@ def _missing_consent(
     return None
 
 
+def always(register: Register) -> RegisterOf:
+    """Return a register as one that holds at any time."""
+
+    async def of(_: datetime) -> Register:
+        return register
+
+    return of
+
+
 class RuleBook:
     """The rules as the gate asks them."""
 
-    def __init__(self, register: Register, facts_of: FactsOf) -> None:
-        """Take the register, and where consents are known from."""
-        self._register = register
+    def __init__(self, register_of: RegisterOf, facts_of: FactsOf) -> None:
+        """Take where the register and consents are known from."""
+        self._register_of = register_of
         self._facts_of = facts_of
 
     async def __call__(self, question: Question) -> Verdict:
         """Return the verdict."""
+        register = await self._register_of(question.asked_at)
+        if register is None:
+            return Refusal(question=question, reason=RefusalReason.NOT_DECIDABLE)
         consents = NOTHING_KNOWN
         if question.visitor_id is not None:
             consents = self._facts_of(question.visitor_id, question.asked_at)
-        return decide(question, self._register, consents)
+        return decide(question, register, consents)

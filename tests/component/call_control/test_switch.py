@@ -56,7 +56,7 @@ from services.privacy.gate import (
     ThirdCountryGround,
     Verdict,
 )
-from services.privacy.rules import NOTHING_KNOWN, RuleBook
+from services.privacy.rules import NOTHING_KNOWN, RuleBook, always
 from tests.support.bench import IDS, new_visitor_id, received
 from tests.support.eventually import eventually
 from tests.support.fake_backend import FakeBackend
@@ -128,7 +128,9 @@ class Process:
             day_tables=[DayTable(name) for name in by_day(TABLES)], clock=self.clock,
         )  # fmt: skip
         self.backend = Carrier(self.clock)
-        self.rules: Rules = RuleBook(recipients.load(), lambda _visitor_id, _now: NOTHING_KNOWN)
+        self.rules: Rules = RuleBook(
+            always(recipients.load()), lambda _visitor_id, _now: NOTHING_KNOWN
+        )
         gate = NumberGate(self._ask, self.clock)
         self.switch = Switch(self.service, self.backend, settings, CallMetrics(self.registry), gate)
         self.handlers = Handlers(Limits(talk_max_ms=60_000, lease_ms=600_000, request_age_max_s=60))

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from schemas.transfer import TransferV1
 from services.privacy.recipients import FILE, load, parse
-from services.privacy.rules import Change, ConsentFacts, RuleBook
+from services.privacy.rules import Change, ConsentFacts, RuleBook, always
 from tests.unit.gateway.support import NOW, PEER, Gateway
 
 TAG = "https://s.vi-serve.example/tagLoader.js"
@@ -26,7 +26,7 @@ def rules(clauses_of: tuple[str, ...] = (), *, has_consent: bool = False) -> Rul
     def facts_of(visitor_id: UUID, now: datetime) -> ConsentFacts:
         return ConsentFacts(is_fresh=True, changes={"marketing": changes})
 
-    return RuleBook(parse(json.dumps(data).encode()), facts_of)
+    return RuleBook(always(parse(json.dumps(data).encode())), facts_of)
 
 
 async def take(gateway: Gateway) -> tuple[Any, list[TransferV1], UUID]:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from services.privacy.declare import Purpose
 from services.privacy.gate import Permit, Question, Refusal, RefusalReason
 from services.privacy.recipients import FILE, Register, parse
-from services.privacy.rules import Change, ConsentFacts, RuleBook, decide
+from services.privacy.rules import Change, ConsentFacts, RuleBook, always, decide
 
 VISITOR = UUID("a0000000-5a3c-4f1e-9b7d-000000000000")
 TABLE = json.loads(Path(__file__).with_name("gate_table.json").read_text())
@@ -110,7 +110,7 @@ async def test_each_row_of_the_table(row):
         assert (visitor_id, now) == (VISITOR, question.asked_at)
         return facts
 
-    assert await RuleBook(REGISTER, facts_of)(question) == verdict
+    assert await RuleBook(always(REGISTER), facts_of)(question) == verdict
 
 
 def test_the_table_has_every_reason_but_that_of_no_rules():
