@@ -35,7 +35,11 @@ from services.privacy.declare import PartitionOf, Table
 AHEAD_MAX = timedelta(minutes=5)
 """How far an order's instant may lie in the future on a stack that is no simulation."""
 DROP_LOCK_WAIT_MAX_MS = 200
-"""How long a drop may wait for each table; less than the server takes to look for a deadlock."""
+"""How long a drop may stand in the queue for a table; less than until a deadlock is looked for."""
+DROP_TRY_FOR = timedelta(milliseconds=200)
+"""How long a drop looks for a moment when nobody has its tables, while other records wait."""
+DROP_AGAIN_TRY_FOR = timedelta(seconds=3)
+"""The same where nothing waits for it; after that it stands in the queue once."""
 WAITING_MAX = 20
 """Orders tried again in one transaction."""
 
@@ -130,7 +134,7 @@ class Executor:
             counts: Counts | None = ()
             # a restriction may be lifted while its order waits: then there is nothing left to do
             if not await store.is_over(order.protection_id):
-                counts = await self._carry_out(ctx, store, order)
+                counts = await self._carry_out(ctx, store, order, again=True)
             if counts is None:
                 continue
             await store.stop_waiting(order)
@@ -207,12 +211,16 @@ class Executor:
         return receipt if self._keys is None else receipts.sign(self._keys, receipt)
 
     async def _carry_out(
-        self, ctx: Context[Any], store: "_Store", order: RetentionOrderV1
+        self, ctx: Context[Any], store: "_Store", order: RetentionOrderV1, *, again: bool = False
     ) -> Counts | None:
-        """Do what an order says; None where it has to wait for a call to end."""
+        """Do what an order says; None where it has to wait: for a call's end, for its tables.
+
+        Args:
+            again: whether it has waited, and nothing waits for it.
+        """
         match order.action:
             case RetentionAction.DROP:
-                return await self._drop(ctx, store, order)
+                return await self._drop(ctx, store, order, again=again)
             case RetentionAction.ERASE:
                 counts = await self._take_rows(ctx, store, order)
                 if counts is not None and self._tables_of(order):
@@ -231,9 +239,9 @@ class Executor:
                 return await _release(ctx, store, order)
 
     async def _drop(
-        self, ctx: Context[Any], store: "_Store", order: RetentionOrderV1
+        self, ctx: Context[Any], store: "_Store", order: RetentionOrderV1, *, again: bool
     ) -> Counts | None:
-        """Drop what is due; None where somebody reads a table for long: later, when nobody does.
+        """Drop what is due; None where somebody has a table all the time: later, when nobody does.
 
         Whoever comes after one that waits for a table waits behind it, the busiest path too.
         """
@@ -242,7 +250,7 @@ class Executor:
             async with ctx.part():
                 for table in tables:
                     await self._hooks.before_drop(ctx, table, order)
-                counts = await store.drop([table.name for table in tables], order)
+                counts = await store.drop([table.name for table in tables], order, again=again)
         except asyncpg.LockNotAvailableError:
             return None
         if order.before_day > ctx.now.date() - timedelta(days=db.DAYS_BEHIND):
@@ -418,17 +426,19 @@ class _Store:
 
     # ------------------------------------------------------------------ drop, take
 
-    async def drop(self, names: Sequence[str], order: RetentionOrderV1) -> Counts:
+    async def drop(self, names: Sequence[str], order: RetentionOrderV1, *, again: bool) -> Counts:
         usual = await self._connection.fetchval("SELECT current_setting('lock_timeout')")
         await self._limit_lock_waits(f"{DROP_LOCK_WAIT_MAX_MS}ms")
         rows = await self._connection.fetch(
             """
             SELECT source AS table, n_partitions, n_rows, n_held, n_restricted
-            FROM privacy_drop($1, $2, $3)
+            FROM privacy_drop($1, $2, $3, $4, $5)
             """,
             list(names),
             order.before_day,
             order.order_id,
+            DROP_AGAIN_TRY_FOR if again else DROP_TRY_FOR,
+            again,
         )
         await self._limit_lock_waits(usual)
         return tuple(TableCount(**row) for row in rows)

@@ -584,8 +584,8 @@ async def test_a_failure_between_steps_leaves_all_as_it_was(
     ]
     step_of_it = getattr(executor_module._Store, step)
 
-    async def fail(self: Any, *arguments: Any) -> Any:
-        await step_of_it(self, *arguments)
+    async def fail(self: Any, *arguments: Any, **named: Any) -> Any:
+        await step_of_it(self, *arguments, **named)
         raise ConnectionError
 
     before = await side.live()
