@@ -7,17 +7,14 @@ start finds what the death before left behind. What its receipt must count is me
 visitor or day with the same rows, is treated the same way without any death.
 """
 
-import asyncio
-import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import asyncpg
 import pytest
 
 from deploy.provision import Infrastructure
@@ -32,6 +29,7 @@ from tests.support.answering import receipt_of
 from tests.support.bench import IDS, new_visitor_id
 from tests.support.counting import Counting
 from tests.support.eventually import eventually
+from tests.support.killed import COMMIT, CURSOR, DEED, RELAY, Killed, fence, opened
 from tests.support.protected import Side, open_side, total
 from tests.support.running import metric, ready, send
 from tests.support.schedules import give_reviewed
@@ -41,23 +39,6 @@ pytestmark = [pytest.mark.fault, pytest.mark.integration, pytest.mark.timeout(24
 
 LEDGER, RETENTION = "ad_ledger", "retention"
 CLOCK = SystemClock()
-# A transaction that has an id holds back the outbox' xmin fence: only the first of these has one,
-# and nothing is to leave there.
-FENCE = "SELECT FROM consumer_offset WHERE topic = 'retention-order' FOR UPDATE"
-DEED = "SELECT pg_advisory_xact_lock(1)"
-COMMIT = "SELECT pg_advisory_xact_lock(2)"
-CURSOR = "LOCK TABLE outbox_cursor IN SHARE MODE"
-RELAY = "SELECT pg_advisory_xact_lock(7411002)"
-"""The place of the one relay of a service (`chassis.outbox`)."""
-_STOP = """
-CREATE FUNCTION stop_here() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
-BEGIN
-    -- a drop waits for no lock for long
-    SET LOCAL lock_timeout = 0;
-    PERFORM pg_advisory_xact_lock_shared(TG_ARGV[0]::bigint);
-    RETURN NULL;
-END $$;
-"""
 _LEDGER_STOPS = """
 CREATE TRIGGER deed AFTER DELETE ON lot FOR EACH ROW EXECUTE FUNCTION stop_here('1');
 CREATE TRIGGER deed AFTER INSERT OR UPDATE ON privacy_protection FOR EACH ROW
@@ -65,128 +46,12 @@ CREATE TRIGGER deed AFTER INSERT OR UPDATE ON privacy_protection FOR EACH ROW
 CREATE CONSTRAINT TRIGGER commit AFTER INSERT ON retention_done
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION stop_here('2');
 """
-# in the middle of a kind's tables: the partitions of those before it are gone by then
-_DROP_STOPS = r"""
-CREATE FUNCTION stop_drop() RETURNS event_trigger LANGUAGE plpgsql AS $$
-BEGIN
-    IF EXISTS (SELECT FROM pg_event_trigger_dropped_objects()
-               WHERE object_type = 'table' AND object_name LIKE 'visitor\_watch\_%') THEN
-        SET LOCAL lock_timeout = 0;
-        PERFORM pg_advisory_xact_lock_shared(1);
-    END IF;
-END $$;
-CREATE EVENT TRIGGER deed ON sql_drop EXECUTE FUNCTION stop_drop();
-"""
 _RETENTION_STOPS = """
 CREATE TRIGGER deed AFTER INSERT ON retention_completion
     FOR EACH ROW EXECUTE FUNCTION stop_here('1');
 CREATE CONSTRAINT TRIGGER commit AFTER INSERT ON retention_completion
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION stop_here('2');
 """
-
-
-@dataclass(kw_only=True)
-class Killed:
-    """One service of a world, started and killed at places.
-
-    Attributes:
-        looking: the test's own connection, as the owner.
-        spared: server processes of the test under the service's role.
-    """
-
-    world: World
-    service: str
-    looking: "asyncpg.Connection[Any]"
-    spared: set[int] = field(default_factory=set)
-    settings: dict[str, str] = field(default_factory=dict)
-
-    @contextlib.asynccontextmanager
-    async def closed(self, place: str) -> AsyncIterator[int]:
-        """Let nobody pass a place; return the number of the server process that blocks it."""
-        gate = await asyncpg.connect(self.world.owner_url(self.service))
-        try:
-            await gate.execute(f"BEGIN; {place}")
-            yield gate.get_server_pid()
-        finally:
-            await gate.close()
-
-    async def waits(self, gate: int) -> None:
-        """Wait until the service stands at the place."""
-
-        async def is_blocked() -> bool:
-            return bool(
-                await self.looking.fetchval(
-                    "SELECT count(*) FROM pg_stat_activity WHERE $1 = ANY(pg_blocking_pids(pid))"
-                    " AND usename = $2",
-                    gate,
-                    self.world.databases[self.service].name,
-                )
-            )
-
-        await eventually(is_blocked, within_s=60)
-
-    async def die(self, *, at_once: bool = True) -> None:
-        """Kill it with -9; `at_once`: what it left open in the database ends before it goes on.
-
-        A server that waits for a lock does not see that its client is dead.
-        """
-        process = self.world.processes[-1]
-        assert process.poll() is None, "it has ended by itself"
-        process.kill()
-        await asyncio.to_thread(process.wait, 30)
-        if at_once:
-            await self.end_sessions()
-
-    async def end_sessions(self) -> None:
-        """End what the dead one left open, and wait until it is rolled back."""
-        admin = await asyncpg.connect(self.world.infrastructure.postgres_admin_dsn)
-        query = "SELECT pid FROM pg_stat_activity WHERE usename = $1 AND pid <> ALL($2)"
-        of = self.world.databases[self.service].name, list(self.spared)
-
-        async def are_gone() -> bool:
-            return not await admin.fetch(query, *of)
-
-        try:
-            await admin.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE usename = $1 AND pid <> ALL($2)",
-                *of,
-            )
-            await eventually(are_gone, within_s=20)
-        finally:
-            await admin.close()
-
-    def start(self) -> None:
-        """Start it anew."""
-        self.world.start(self.service, **self.settings)
-
-    async def dies_at(self, place: str) -> None:
-        """Start it, and kill it at a place; nothing of what it had begun is committed."""
-        async with self.closed(place) as gate:
-            self.start()
-            await self.waits(gate)
-            await self.die()
-
-    async def dies_as_it_commits(self) -> None:
-        """Start it, and kill it when the server has its COMMIT: the transaction counts."""
-        async with self.closed(COMMIT) as gate:
-            self.start()
-            await self.waits(gate)
-            await self.die(at_once=False)
-
-
-@contextlib.asynccontextmanager
-async def opened(world: World, service: str, stops: str, **settings: str) -> AsyncIterator[Killed]:
-    looking = await asyncpg.connect(world.owner_url(service))
-    name = world.databases[service].name
-    admin = await asyncpg.connect(world.infrastructure.postgres_admin_dsn, database=name)
-    try:
-        await looking.execute(_STOP + stops)
-        await admin.execute(_DROP_STOPS)
-        yield Killed(world=world, service=service, looking=looking, settings=settings)
-    finally:
-        await admin.close()
-        await looking.close()
 
 
 # ---------------------------------------------------------------------- in the service
@@ -359,7 +224,7 @@ async def dies_before_commit(story: Story, killed: Killed) -> tuple[Any, ...]:
     killed.start()
     await ready(killed.world, LEDGER)
     before = await everything(story.side)
-    async with killed.closed(FENCE) as gate:
+    async with killed.closed(fence(topics.RETENTION_ORDER)) as gate:
         # twice, as a sender says it that died between Kafka's word and its own note
         delivered = (topics.RETENTION_ORDER, story.order)
         await send(killed.world, RETENTION, delivered, delivered)
@@ -471,7 +336,7 @@ async def dies_while_it_completes(killed: Killed, orders: Sequence[RetentionOrde
         for service in topics.RETENTION_ORDER.consumers
     ]
     delivered = [(topics.RETENTION_RECEIPT, receipt) for receipt in receipts]
-    async with killed.closed(FENCE.replace("order", "receipt")) as gate:
+    async with killed.closed(fence(topics.RETENTION_RECEIPT)) as gate:
         # each order came twice, so that each is answered twice: the same receipt
         for one in [*delivered, *delivered]:
             await send(world, one[1].service, one)
