@@ -33,7 +33,7 @@ TABLE = Table(
 )
 """Every service with personal data names it among its tables, so that orders reach it."""
 
-_STAFF_ID = re.compile(r"staff-[0-9]{1,6}")
+_STAFF_ID = re.compile(r"staff-[1-9][0-9]{0,5}")
 _CASE_NUMBER = re.compile(r"[A-Z]{2,8}-20[0-9]{2}-[0-9]{1,5}")
 
 Transaction = Callable[[], AbstractAsyncContextManager[Context[Any]]]
@@ -64,6 +64,7 @@ class Access:
         case_number: of the case file, like `AUSK-2026-17`: letters, year, number; None without one.
         subject: what `looked_for` is; None where the access is about nobody in particular.
         looked_for: the number, address or visitor's id; it is hashed and not kept.
+        protection_id: of the hold or restriction whose store is read; None = none is.
 
     Raises:
         ValueError: an id or number is not of its form, so that nothing personal hides in it.
@@ -75,6 +76,7 @@ class Access:
     case_number: str | None = None
     subject: Subject | None = None
     looked_for: str | None = None
+    protection_id: UUID | None = None
 
     def __post_init__(self) -> None:
         if _STAFF_ID.fullmatch(self.staff_id) is None:
@@ -156,8 +158,8 @@ class _Entry:
 
 _INSERT = """
 INSERT INTO access_log (accessed_on, access_id, staff_id, reason, case_number, kind, subject,
-                        subject_hash, step, n_rows, accessed_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+                        subject_hash, step, n_rows, accessed_at, protection_id)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
 """
 
 
@@ -191,4 +193,5 @@ class _Store:
             step,
             n_rows,
             at,
+            access.protection_id,
         )

@@ -38,8 +38,11 @@ DROP_LOCK_WAIT_MAX_MS = 200
 """How long a drop may stand in the queue for a table; less than until a deadlock is looked for."""
 DROP_TRY_FOR = timedelta(milliseconds=200)
 """How long a drop looks for a moment when nobody has its tables, while other records wait."""
-DROP_AGAIN_TRY_FOR = timedelta(seconds=3)
+DROP_AGAIN_TRY_FOR = timedelta(seconds=1)
 """The same where nothing waits for it; after that it stands in the queue once."""
+_FIRST = UUID(int=0)
+ORDERS_LOCK = 7_411_003
+"""Beside the chassis' relay lock."""
 WAITING_MAX = 20
 """Orders tried again in one transaction."""
 
@@ -105,6 +108,7 @@ class Executor:
         self._tables = tuple(tables)
         self._simulation = simulation
         self._hooks = hooks or Hooks()
+        self._tried_last = _FIRST
 
     async def on_orders(
         self, ctx: Context[Any], orders: Sequence[Received[RetentionOrderV1]]
@@ -121,27 +125,41 @@ class Executor:
             ctx.count(topics.RETENTION_ORDER, "not_ours", len(orders) - len(ours))
         if not self._simulation and any(r.event.as_of > ctx.now + AHEAD_MAX for r in ours):
             raise Poison("order_from_the_future")
-        for _, alike in itertools.groupby(ours, _what_is_done_together):
+        await store.be_alone()
+        for _, alike in itertools.groupby(_drops_after_holds(ours), _what_is_done_together):
             for received in await self._take_new_erasures(ctx, store, list(alike)):
                 outcome = await self._take(ctx, store, received)
                 ctx.count(topics.RETENTION_ORDER, outcome)
 
-    async def retry(self, ctx: Context[Any]) -> int:
-        """Carry out waiting orders whose calls have ended; return how many."""
+    async def retry(self, ctx: Context[Any]) -> bool:
+        """Carry out waiting orders that can be now; return whether there are others to try.
+
+        In rotation, so that none waits for another one's calls to end; one drop at most, so that
+        no table stays closed while another one is counted.
+        """
         store = _Store(ctx.connection)
-        n_done = 0
-        for order in await store.waiting(WAITING_MAX):
-            counts: Counts | None = ()
-            # a restriction may be lifted while its order waits: then there is nothing left to do
-            if not await store.is_over(order.protection_id):
-                counts = await self._carry_out(ctx, store, order, again=True)
-            if counts is None:
-                continue
-            await store.stop_waiting(order)
-            receipt = await _record(ctx, store, order, counts)
-            ctx.outbox.add(topics.RETENTION_RECEIPT, self._signed(receipt))
-            n_done += 1
-        return n_done
+        await store.be_alone()
+        found = await store.waiting(self._tried_last, WAITING_MAX)
+        for order in found:
+            self._tried_last = order.order_id
+            if await self._try_again(ctx, store, order) and order.action is RetentionAction.DROP:
+                return True
+        if len(found) == WAITING_MAX:
+            return True
+        self._tried_last = _FIRST
+        return False
+
+    async def _try_again(self, ctx: Context[Any], store: "_Store", order: RetentionOrderV1) -> bool:
+        counts: Counts | None = ()
+        # a restriction may be lifted while its order waits: then there is nothing left to do
+        if not await store.is_over(order.protection_id):
+            counts = await self._carry_out(ctx, store, order, again=True)
+        if counts is None:
+            return False
+        await store.stop_waiting(order)
+        receipt = await _record(ctx, store, order, counts)
+        ctx.outbox.add(topics.RETENTION_RECEIPT, self._signed(receipt))
+        return True
 
     async def forget_done(self, ctx: Context[Any]) -> int:
         """Forget what was done about orders so long ago that its proof is due; return how many."""
@@ -161,6 +179,9 @@ class Executor:
             return "repeated"
         if await store.is_waiting(order.order_id):
             return "waiting"
+        if order.names_gone and await self._is_unknown(store, order):
+            # nobody could say whom it protects: answered, it would be a receipt without a deed
+            return "names_missing"
         counts = () if order.names_gone else await self._carry_out(ctx, store, order)
         if counts is None:
             await store.wait(order, ctx.now)
@@ -168,6 +189,9 @@ class Executor:
         receipt = self._signed(await _record(ctx, store, order, counts))
         ctx.outbox.add(topics.RETENTION_RECEIPT, receipt, cause=received)
         return "carried_out"
+
+    async def _is_unknown(self, store: "_Store", order: RetentionOrderV1) -> bool:
+        return order.action in _PROTECTING and await store.protection(order.protection_id) is None
 
     async def _take_new_erasures(self, ctx: Context[Any], store: "_Store", alike: Orders) -> Orders:
         """Carry out several erasures at once; return what is to be taken one by one.
@@ -302,6 +326,21 @@ def _done(ctx: Context[Any], order: RetentionOrderV1, counts: Counts) -> "_Done"
         counts=counts,
         done_at=ctx.now,
     )
+
+
+_PROTECTING = (RetentionAction.HOLD, RetentionAction.RESTRICT)
+
+
+def _drops_after_holds(orders: Orders) -> list[Received[RetentionOrderV1]]:
+    """Return orders of a poll with its drops after the protections that it brings.
+
+    Who was away for days finds both at once, and what was to be kept must not go before it is said.
+    """
+    last = max((n for n, r in enumerate(orders) if r.event.action in _PROTECTING), default=-1)
+    until, rest = orders[: last + 1], orders[last + 1 :]
+    drops = [r for r in until if r.event.action is RetentionAction.DROP]
+    others = [r for r in until if r.event.action is not RetentionAction.DROP]
+    return [*others, *drops, *rest]
 
 
 def _what_is_done_together(received: Received[RetentionOrderV1]) -> tuple[object, ...]:
@@ -582,15 +621,23 @@ class _Store:
             now,
         )
 
-    async def waiting(self, limit: int) -> list[RetentionOrderV1]:
-        """Return orders that wait, oldest first; skips what another process is at."""
+    async def be_alone(self) -> None:
+        """Let nobody else carry out orders of this service until the end of the transaction.
+
+        A protection that is placed while a drop has looked for protections would come too late.
+        """
+        await self._connection.execute("SELECT pg_advisory_xact_lock($1)", ORDERS_LOCK)
+
+    async def waiting(self, after: UUID, limit: int) -> list[RetentionOrderV1]:
+        """Return orders that wait, by their ids (by age, that is), those after one."""
         rows = await self._connection.fetch(
             """
             SELECT l.content, ARRAY(SELECT v.visitor_id::text FROM privacy_visitor v
                                     WHERE v.list_id = l.order_id) AS visitor_ids
-            FROM retention_later l
-            ORDER BY l.received_at, l.order_id LIMIT $1 FOR UPDATE OF l SKIP LOCKED
+            FROM retention_later l WHERE l.order_id > $1
+            ORDER BY l.order_id LIMIT $2
             """,
+            after,
             limit,
         )
         return [

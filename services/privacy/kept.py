@@ -61,6 +61,7 @@ async def kept(arguments: Sequence[str], *, service: str, kinds: Collection[Data
             reason=Reason(found.reason),
             kind=DataKind(found.kind),
             case_number=found.case,
+            protection_id=found.protection,
         )
         rows = await _read(AccessLog(transaction), access, found.protection, transaction)
     except (ValueError, asyncpg.InsufficientPrivilegeError) as error:

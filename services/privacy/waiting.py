@@ -4,7 +4,7 @@ from typing import Any
 
 from services.chassis.clock import sleep
 from services.chassis.service import Service
-from services.privacy.executor import WAITING_MAX, Executor
+from services.privacy.executor import Executor
 
 RETRY_EVERY_S = 5.0
 FORGET_EVERY_S = 3600.0
@@ -21,8 +21,8 @@ def retry_waiting_orders(service: Service[Any], executor: Executor) -> None:
     async def run() -> None:
         while True:
             async with service.transaction() as ctx:
-                n_done = await executor.retry(ctx)
-            if n_done < WAITING_MAX:
+                has_more = await executor.retry(ctx)
+            if not has_more:
                 await sleep(RETRY_EVERY_S)
 
     async def forget() -> None:

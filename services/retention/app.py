@@ -145,7 +145,9 @@ class Tasks:
         """Do so once."""
         async with self._service.transaction() as ctx:
             silence = timedelta(seconds=self._settings.order_overdue_after_s)
-            await PersonOrders(ctx, self._rules, silence).take_names_away()
+            orders = PersonOrders(ctx, self._rules, silence)
+            await orders.take_names_away()
+            await orders.withdraw_old_proposals()
 
     async def watch_topics_for_ever(self) -> None:
         """Export the age of the oldest record of each partition, and its bytes on disk (D1)."""

@@ -238,7 +238,7 @@ async def _record_refusal(
     await ctx.store.lock()
     await ctx.store.evidence.refuse(
         ctx.ids.new(),
-        what=getattr(found, "step", found.command),
+        what=found.step if "step" in found else found.command,
         reason=error.refusal.value,
         staff_id=found.by if is_known else "unknown",
         now=ctx.now,

@@ -1,9 +1,8 @@
 """Orders about persons, holds and restrictions: decided, recorded and enqueued in one transaction.
 
 Whom an order names goes out with it and is not kept here, but for a hold: its names stand in a list
-of their own, so that it can be sent again to a service whose database was restored. Once all have
-answered, and after `NAMES_LIFE` at the latest, a copy without names takes the order's place on its
-topic (ADR 0025).
+of their own, so that it can be sent again to a service whose database was restored. After
+`NAMES_LIFE` a copy without names takes the order's place on its topic (ADR 0025).
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,6 +36,8 @@ from services.retention.store import Store
 
 NAMES_LIFE = timedelta(days=5)
 """Less than what `retention-order` allows what is personal (`personal_age_max_ms`)."""
+PROPOSAL_LIFE = timedelta(days=3)
+"""How long a proposed hold waits for the second person; its names are kept without one so long."""
 NAMES_BATCH_MAX = 500
 BY_SCHEDULE = "schedule"
 """Stands for the author of what the schedule does by itself."""
@@ -169,6 +170,13 @@ class PersonOrders:
     async def place_hold(self, staff_id: str, protection_id: UUID) -> list[UUID]:
         """Put a proposed hold in force; return the orders' ids."""
         hold = await self._step(Step.PLACED, staff_id, protection_id)
+        today = calendar.berlin_date(self._ctx.now)
+        assert hold.review_on is not None
+        assert hold.ground is not None
+        # what was so at the proposal may be over
+        _check(refuse_review(hold.review_on, today))
+        cases = self._schedule.special_cases_on(today)
+        _check(refuse_threat(hold.ground, hold.scope, hold.case_number, cases))
         return await self.send_hold(staff_id, hold)
 
     async def withdraw_hold(self, staff_id: str, protection_id: UUID) -> None:
@@ -233,14 +241,32 @@ class PersonOrders:
     # ------------------------------------------------------------------ names leave the topic
 
     async def take_names_away(self) -> int:
-        """Send copies without names of orders that are done or too old; return how many."""
+        """Send copies without names of orders that are too old; return how many.
+
+        Not before, though all have answered: a backup of those days, restored, needs the names. A
+        protection that somebody has not heard of is ordered anew, with the names that are kept.
+        """
         await self._ctx.store.lock()
         found = await self._store.with_names(self._ctx.now - NAMES_LIFE, NAMES_BATCH_MAX)
         standings = await self._ctx.store.standings([order_id for order_id, *_ in found])
         for order_id, kinds, from_day, protection_id in found:
             order = standings[order_id].order
             self._send(order, kinds, (), from_day, protection_id, names_gone=True)
-        await self._store.names_gone([order_id for order_id, *_ in found], self._ctx.now)
+        order_ids = [order_id for order_id, *_ in found]
+        await self._store.names_gone(order_ids, self._ctx.now)
+        for protection_id in sorted(await self._store.unanswered(order_ids)):
+            protection = await self._store.protection(protection_id)
+            assert protection is not None
+            await self.send_hold(BY_SCHEDULE, protection)
+        return len(found)
+
+    async def withdraw_old_proposals(self) -> int:
+        """Give up holds that nobody has placed in time, and their names; return how many."""
+        await self._ctx.store.lock()
+        found = await self._store.old_proposals(self._ctx.now - PROPOSAL_LIFE)
+        for protection_id in found:
+            await self._store.take_step(protection_id, Step.WITHDRAWN, BY_SCHEDULE, self._ctx.now)
+            await self._store.forget_names(protection_id)
         return len(found)
 
     # ------------------------------------------------------------------ parts

@@ -97,7 +97,7 @@ class ProtectionStore:
     async def with_names(
         self, issued_before: datetime, limit: int
     ) -> list[tuple[UUID, tuple[str, ...], date | None, UUID | None]]:
-        """Return orders whose names must leave the topic: answered by all, or too old.
+        """Return orders whose names must leave the topic by their age.
 
         Returns:
             (order id, kinds, first day, protection), oldest first.
@@ -108,8 +108,7 @@ class ProtectionStore:
             FROM retention_person_order p JOIN retention_order o USING (order_id)
             WHERE p.n_visitors > 0
               AND NOT EXISTS (SELECT FROM retention_names_gone g WHERE g.order_id = p.order_id)
-              AND (o.issued_at < $1 OR EXISTS (
-                    SELECT FROM retention_completion c WHERE c.order_id = p.order_id))
+              AND o.issued_at < $1
             ORDER BY o.issued_at, p.order_id LIMIT $2
             """,
             issued_before,
@@ -119,6 +118,36 @@ class ProtectionStore:
             (row["order_id"], tuple(row["kinds"]), row["from_day"], row["protection_id"])
             for row in rows
         ]
+
+    async def unanswered(self, order_ids: Sequence[UUID]) -> set[UUID]:
+        """Return the protections in force that orders are about which not all have answered."""
+        rows = await self._connection.fetch(
+            """
+            SELECT DISTINCT p.protection_id
+            FROM retention_person_order p JOIN retention_order o USING (order_id)
+            WHERE p.order_id = ANY($1) AND o.action IN ('hold', 'restrict')
+              AND NOT EXISTS (SELECT FROM retention_completion c WHERE c.order_id = p.order_id)
+              AND NOT EXISTS (SELECT FROM retention_protection_step s
+                              WHERE s.protection_id = p.protection_id AND s.step = 'released')
+            """,
+            order_ids,
+        )
+        return {row["protection_id"] for row in rows}
+
+    async def old_proposals(self, proposed_before: datetime) -> list[UUID]:
+        """Return holds that nobody has placed or withdrawn since."""
+        rows = await self._connection.fetch(
+            """
+            SELECT s.protection_id FROM retention_protection_step s
+            JOIN retention_protection p USING (protection_id)
+            WHERE p.is_hold AND s.step = 'proposed' AND s.done_at < $1
+              AND NOT EXISTS (SELECT FROM retention_protection_step o
+                              WHERE o.protection_id = s.protection_id AND o.step <> 'proposed')
+            ORDER BY s.done_at
+            """,
+            proposed_before,
+        )
+        return [row["protection_id"] for row in rows]
 
     async def names_gone(self, order_ids: Sequence[UUID], gone_at: datetime) -> None:
         """Record that copies without names were sent."""

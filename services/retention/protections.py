@@ -14,7 +14,7 @@ from uuid import UUID
 PERSON_KINDS = ("ad_use", "ip_address", "traffic_data")
 """Kinds whose rows a visitor's id reaches; a consent proof names no visitor (ADR 0013)."""
 REVIEW_MAX = timedelta(days=366)
-_STAFF_ID = re.compile(r"staff-[0-9]{1,6}")
+_STAFF_ID = re.compile(r"staff-[1-9][0-9]{0,5}")
 _CASE_NUMBER = re.compile(r"[A-Z]{2,8}-20[0-9]{2}-[0-9]{1,5}")
 
 

@@ -382,3 +382,28 @@ async def test_topics_keep_their_settings_when_emptying_fails(world):
         return await retention_ms(world, topics.CONSENT) == str(topics.CONSENT.retention_ms)
 
     await eventually(is_restored, within_s=10)
+
+
+async def test_an_attempt_to_place_ones_own_hold_is_refused_and_kept(world: World) -> None:
+    """R-D3, R-D9: four eyes, however one spells oneself; who tried stands in the log."""
+    asked = (
+        "hold", "propose", "--by", "staff-1", "--case", "STRAF-2026-7", "--ground",
+        "criminal_complaint", "--kinds", "traffic_data", "--review-on",
+        (CLOCK.now() + timedelta(days=30)).date().isoformat(),
+    )  # fmt: skip
+    code, out = await run(world, asked)
+    assert code == 0, out
+    hold_id = out.split("hold ")[1].split()[0]
+    code, out = await run(world, ("hold", "place", hold_id, "--by", "staff-1"))
+    assert (code, "same_person" in out, "Traceback" in out) == (2, True, False)
+    code, out = await run(world, ("hold", "place", hold_id, "--by", "staff-01"))
+    assert (code, "staff_id_malformed" in out) == (2, True)
+    rows = await query(
+        world, "retention", "SELECT what, reason, staff_id FROM retention_refusal ORDER BY 2"
+    )
+    assert [tuple(row) for row in rows] == [
+        ("place", "same_person", "staff-1"),
+        ("place", "staff_id_malformed", "unknown"),
+    ]
+    code, out = await run(world, ("verify",))
+    assert code == 0, out

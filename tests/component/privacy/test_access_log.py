@@ -96,6 +96,7 @@ async def test_an_access_is_recorded_before_it_may_read(world, bench, keys, log)
         "kind": "traffic_data",
         "subject": "number",
         "subject_hash": keys.hash_at(Subject.NUMBER, NUMBER, bench.now),
+        "protection_id": None,
         "n_rows": None,
         "accessed_at": bench.now,
     }

@@ -22,9 +22,9 @@ WORLD_SERVICES = ("ad_ledger", "call_control", "consent")
 READ = "SELECT * FROM privacy_kept_read($1, $2)"
 _BEGIN = """
 INSERT INTO access_log (accessed_on, access_id, staff_id, reason, case_number, kind, step,
-                        accessed_at)
+                        accessed_at, protection_id)
 VALUES (current_date, $1, 'staff-1', 'legal_claim', 'AUSK-2026-17', 'ad_use', 'begun',
-        now() - make_interval(secs => $2))
+        now() - make_interval(secs => $2), $3)
 """
 
 
@@ -106,19 +106,24 @@ async def test_without_the_dutys_login_nothing_is_read(world, side):
 async def test_who_rolls_back_has_been_seen_all_the_same(side, duty):
     """R-C5: the log's row is of a transaction of its own, new, and for one answer."""
     protection_id, _ = await restricted(side)
-    unlogged, own, old, good = (IDS.new() for _ in range(4))
+    unlogged, own, old, ahead, another, good = (IDS.new() for _ in range(6))
     with pytest.raises(asyncpg.InsufficientPrivilegeError, match="no access was logged"):
         await duty.fetch(READ, protection_id, unlogged)
-    transaction = duty.transaction()
-    await transaction.start()
-    await duty.execute(_BEGIN, own, 0)
-    with pytest.raises(asyncpg.InsufficientPrivilegeError, match="transaction of its own"):
-        await duty.fetch(READ, protection_id, own)
-    await transaction.rollback()
-    await duty.execute(_BEGIN, old, 600)
-    with pytest.raises(asyncpg.InsufficientPrivilegeError, match="no access was logged"):
-        await duty.fetch(READ, protection_id, old)
-    await duty.execute(_BEGIN, good, 0)
+    for inserts in ([_BEGIN], ["SAVEPOINT s", _BEGIN, "RELEASE s"]):
+        transaction = duty.transaction()
+        await transaction.start()
+        for statement in inserts:
+            await duty.execute(statement, *((own, 0, protection_id) if statement == _BEGIN else ()))
+        with pytest.raises(asyncpg.InsufficientPrivilegeError, match="transaction of its own"):
+            await duty.fetch(READ, protection_id, own)
+        await transaction.rollback()
+    for access_id, age_s, of in (
+        (old, 600, protection_id), (ahead, -3600, protection_id), (another, 0, IDS.new()),
+    ):  # fmt: skip
+        await duty.execute(_BEGIN, access_id, age_s, of)
+        with pytest.raises(asyncpg.InsufficientPrivilegeError, match="no access was logged"):
+            await duty.fetch(READ, protection_id, access_id)
+    await duty.execute(_BEGIN, good, 0, protection_id)
     transaction = duty.transaction()
     await transaction.start()
     assert await duty.fetch(READ, protection_id, good)

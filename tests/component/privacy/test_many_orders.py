@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 
 from schemas.retention import DataKind, RetentionAction, RetentionOrderV1, RetentionReceiptV1
+from services.privacy.executor import ORDERS_LOCK, WAITING_MAX
 from tests.support.bench import IDS, new_visitor_id
 from tests.support.protected import Side, open_side, total
 from tests.support.stack import World
@@ -133,3 +134,75 @@ async def test_a_drop_gives_way_to_a_reader_and_is_done_later(world: World, serv
         finally:
             await writer.close()
             await reader.close()
+
+
+async def test_what_is_to_be_kept_is_said_before_it_would_go(world: World, service: str) -> None:
+    """D2: who was away finds drops and the hold of a later day in one poll."""
+    async with open_side(world, service) as side:
+        day = side.today - timedelta(days=6)
+        held, other = new_visitor_id(), new_visitor_id()
+        for visitor_id in (held, other):
+            await side.fill(visitor_id, day)
+        kinds = {t.kind for t in side.tables if t.subject_column is not None}
+        drops = [
+            side.order(RetentionAction.DROP, kinds=(kind,), before=day + timedelta(days=1))
+            for kind in sorted(kinds)
+        ]
+        hold = side.order(RetentionAction.HOLD, held, protection_id=IDS.new())
+        assert len(await side.handle(*drops, hold)) == len(drops) + 1
+        kept = "".join(text for texts in (await side.kept()).values() for text in texts)
+        assert (str(held) in kept, str(other) in kept) == (True, False)
+        live = "".join(text for texts in (await side.live()).values() for text in texts)
+        assert str(other) not in live
+        assert await side.violations() == {}
+
+
+async def test_a_protection_without_names_that_nobody_has_placed_is_not_answered(
+    world: World, service: str
+) -> None:
+    """D3, D4: a receipt for it would be one without its deed."""
+    async with open_side(world, service) as side:
+        visitor_id = new_visitor_id()
+        for action in (RetentionAction.HOLD, RetentionAction.RESTRICT):
+            order = side.order(action, visitor_id, protection_id=IDS.new())
+            nameless = order.model_copy(update={"visitor_ids": (), "names_gone": True})
+            assert await side.handle(nameless) == []
+            assert await side.owner.fetchval("SELECT count(*) FROM retention_done") == 0
+            (receipt,) = await side.handle(order)
+            assert await side.handle(nameless) == [receipt]
+            await side.owner.execute("TRUNCATE retention_done")
+
+
+async def test_one_transaction_at_a_time_carries_out_orders(world: World, service: str) -> None:
+    """D2: a hold that was placed while a drop had looked for holds would come too late."""
+    async with open_side(world, service) as side:
+        other = await asyncpg.connect(world.database_url(service))
+        try:
+            await other.execute(f"BEGIN; SELECT pg_advisory_xact_lock({ORDERS_LOCK})")
+            order = side.order(RetentionAction.HOLD, new_visitor_id(), protection_id=IDS.new())
+            holding = asyncio.create_task(side.handle(order))
+            await asyncio.sleep(0.3)
+            assert not holding.done()
+            await other.execute("COMMIT")
+            (receipt,) = await holding
+            assert receipt.order_id == order.order_id
+        finally:
+            await other.close()
+
+
+async def test_no_order_waits_for_another_ones_call_to_end(world: World) -> None:
+    """D1, D3: more of them wait than are tried at once, and the last one could be done."""
+    async with open_side(world, "call_control") as side:
+        people = [new_visitor_id() for _ in range(WAITING_MAX + 3)]
+        orders = []
+        for visitor_id in people:
+            await side.fill(visitor_id, live=True)
+            orders.append(side.order(RetentionAction.ERASE, visitor_id))
+        assert await side.handle(*orders) == []
+        await side.owner.execute(
+            "UPDATE call SET state = 'ended', reason = 'hung_up', ended_at = now(),"
+            " talk_ms = 2000, overrun_ms = 0 WHERE visitor_id = $1",
+            people[-1],
+        )
+        receipts = [*await side.retry(), *await side.retry()]
+        assert [receipt.order_id for receipt in receipts] == [orders[-1].order_id]
