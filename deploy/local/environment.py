@@ -176,7 +176,7 @@ class Surroundings:
             case "gateway":
                 addresses = {
                     f"{other.upper()}_URL": f"http://127.0.0.1:{ports[other]}"
-                    for other in ("ad_ledger", "call_control", "consent")
+                    for other in ("ad_ledger", "call_control", "consent", "retention")
                     if other in ports
                 }
                 return addresses | {"PUBLIC_ORIGIN": f"http://127.0.0.1:{ports['gateway']}"}

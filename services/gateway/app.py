@@ -17,6 +17,7 @@ from services.gateway.metrics import Metrics
 from services.gateway.partner import PartnerAds
 from services.gateway.reads import Reads
 from services.gateway.settings import Settings
+from services.gateway.threat import Threat
 from services.privacy.consent_states import ConsentStates
 from services.privacy.gate import Gate
 from services.privacy.recorder import KafkaRecorder
@@ -42,6 +43,7 @@ def build() -> Service[None]:
         clock=service.clock,
     )
     reads = make_reads(settings, metrics)
+    threat = Threat(reads, service.clock)
     limits = make_limits(settings, service.clock, metrics)
     live = Live(
         limits=make_live_limits(settings),
@@ -60,6 +62,7 @@ def build() -> Service[None]:
                 ids=service.ids,
                 sender=producer,
                 reads=reads,
+                threat=threat,
                 visits=visits,
                 tickets=ticket_keys,
                 limits=limits,
@@ -78,6 +81,8 @@ def build() -> Service[None]:
         on_record=live.on_record,
     )
     service.task("tail", tail.run)
+    service.task("threat", threat.run)
+    service.ready_when(threat.problem)
     service.task("forget", lambda: _forget_for_ever(limits, reads))
     service.ready_when(lambda: None if tail.ready.is_set() else "push side does not read yet")
     return service
@@ -114,6 +119,7 @@ def make_reads(settings: Settings, metrics: Metrics) -> Reads:
         ad_ledger_url=settings.ad_ledger_url,
         call_control_url=settings.call_control_url,
         consent_url=settings.consent_url,
+        retention_url=settings.retention_url,
         metrics=metrics,
     )
 

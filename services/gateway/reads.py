@@ -5,7 +5,7 @@ from typing import TypeVar
 from uuid import UUID
 
 import httpx
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from schemas.call import CallStatus
 from schemas.wire import Milliseconds, Reason
@@ -41,6 +41,14 @@ class CallView(BaseModel):
     ended_at: datetime | None = None
 
 
+class ThreatView(BaseModel):
+    """Until when full addresses may be kept; None = there is no threat."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kept_until: AwareDatetime | None
+
+
 class AwayError(Exception):
     """The service did not answer, or not as agreed."""
 
@@ -55,6 +63,7 @@ class Reads:
         ad_ledger_url: str,
         call_control_url: str,
         consent_url: str | None = None,
+        retention_url: str | None = None,
         metrics: Metrics,
     ) -> None:
         """Take the client (with its time-outs) and where the services listen."""
@@ -62,6 +71,7 @@ class Reads:
         self._ad_ledger_url = ad_ledger_url
         self._call_control_url = call_control_url
         self._consent_url = consent_url
+        self._retention_url = retention_url
         self._metrics = metrics
 
     async def balance(self, visitor_id: UUID, traceparent: str) -> Balance:
@@ -109,6 +119,18 @@ class Reads:
             raise AwayError("consent") from None
         self._metrics.reads.labels("consent", "found").inc()
         return found
+
+    async def threat(self, traceparent: str) -> ThreatView:
+        """Return until when full addresses may be kept.
+
+        Raises:
+            AwayError: retention is away.
+        """
+        if self._retention_url is None:
+            return ThreatView(kept_until=None)
+        url = f"{self._retention_url}/v1/threat"
+        found = await self._get("retention", url, {}, traceparent, ThreatView)
+        return found or ThreatView(kept_until=None)
 
     async def close(self) -> None:
         """Close the connections."""

@@ -40,6 +40,8 @@ class Settings(ServiceSettings):
     call_control_url: BaseUrl
     consent_url: BaseUrl | None = None
     """Not set = what is read from consent is answered by 503 `consent_away`."""
+    retention_url: BaseUrl | None = None
+    """Says whether a threat is assessed; not set = none is: no full address leaves the gateway."""
     public_origin: BaseUrl
     """Where browsers find us; any other Origin is refused, and http:// leaves `Secure` off."""
     trusted_proxies: Annotated[str, AfterValidator(_are_networks)] = ""

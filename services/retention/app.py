@@ -50,7 +50,7 @@ def build(settings: Settings | None = None) -> Service[Store]:
             topics.RETENTION_RECEIPT: handlers.unless_forged(signatories),
         }
     )
-    service.serve(build_http(service.transaction))
+    service.serve(build_http(service.transaction, rules, service.clock))
     tasks = Tasks(service, settings, rules, Metrics(registry), anchor_keys)
     service.task("sweep", tasks.sweep_for_ever)
     service.task("orders", tasks.watch_orders_for_ever)

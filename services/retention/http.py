@@ -8,12 +8,19 @@ from uuid import UUID
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
+from services.chassis.clock import Clock
 from services.chassis.context import Context
+from services.privacy import calendar
+from services.retention.schedule import Schedule
 from services.retention.store import Store
 from services.retention.wire import describe, describe_sweep
 
 
-def build_http(transaction: Callable[[], AbstractAsyncContextManager[Context[Store]]]) -> FastAPI:
+def build_http(
+    transaction: Callable[[], AbstractAsyncContextManager[Context[Store]]],
+    rules: Schedule,
+    clock: Clock,
+) -> FastAPI:
     """Return the app; `transaction` opens one."""
     app = FastAPI(title="retention", docs_url=None, redoc_url=None)
 
@@ -30,6 +37,17 @@ def build_http(transaction: Callable[[], AbstractAsyncContextManager[Context[Sto
         async with transaction() as ctx:
             found = await ctx.store.sweep(sweep_id)
         return _not_found() if found is None else describe_sweep(found)
+
+    @app.get("/v1/threat")
+    async def threat() -> dict[str, str | None]:
+        """Return until when full addresses may be kept for data security; null = not at all."""
+        today = calendar.berlin_date(clock.now())
+        ends_on = rules.level_ends_on(today)
+        kept_until = calendar.midnight_in_berlin(ends_on) if ends_on > today else None
+        return {
+            "level": rules.level_on(today).value,
+            "kept_until": None if kept_until is None else kept_until.isoformat(),
+        }
 
     return app
 

@@ -174,7 +174,8 @@ async def test_ad_events_are_in_kafka_when_they_are_answered(
     found = await events_of(world, topics.AD_VIEW, visitor_of(world, page))
     assert [received.event.kind.value for received in found] == kinds
     assert {received.event.ticket for received in found} == {ticket}
-    assert {received.event.address for received in found} == {"127.0.0.1"}
+    # nobody has told this gateway of a threat: the network and no more (R-C3)
+    assert {received.event.address for received in found} == {"127.0.0.0"}
     assert {received.source for received in found} == {"/services/gateway"}
     assert {received.traceparent.split("-")[1] for received in found} == {TRACE.split("-")[1]}
     assert len({received.id for received in found}) == 6

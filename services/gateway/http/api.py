@@ -49,6 +49,7 @@ from services.gateway.metrics import Metrics
 from services.gateway.partner import PartnerAds
 from services.gateway.reads import AwayError, Balance, CallView, Reads
 from services.gateway.settings import Settings
+from services.gateway.threat import Threat
 
 
 class Sender(Protocol):
@@ -74,6 +75,7 @@ class Parts:
     ids: IdFactory
     sender: Sender
     reads: Reads
+    threat: Threat
     visits: Visits
     tickets: KeyRing
     limits: RateLimits
@@ -292,6 +294,7 @@ def _ads(parts: Parts, door: _Door) -> APIRouter:
         503 send the same again: an event counts once, however often it arrives.
         """
         now = parts.clock.now()
+        address = parts.threat.kept(request.state.address)
         for index, event in enumerate(batch.events):
             _check_ticket(parts.tickets, event.ticket, index, visit=visit, now=now)
         events = [
@@ -300,7 +303,7 @@ def _ads(parts: Parts, door: _Door) -> APIRouter:
                 ticket=event.ticket,
                 kind=event.kind,
                 position_ms=event.position_ms,
-                address=request.state.address,
+                address=address,
                 client_at=event.client_at,
             )
             for event in batch.events
@@ -528,7 +531,7 @@ def _calls(parts: Parts, door: _Door) -> APIRouter:
             visitor_id=visit.visitor_id,
             callback_number=body.callback_number,
             destination_number=body.destination_number,
-            address=request.state.address,
+            address=parts.threat.kept(request.state.address),
         )
         await door.send(request, topics.CALL_REQUEST, [event], [call_id])
         return models.CallAccepted(call_id=call_id)

@@ -17,8 +17,10 @@ from schemas.retention import (
     RetentionReceiptV1,
     TableCount,
 )
+from services.chassis.clock import SystemClock
 from services.chassis.errors import Poison
 from services.chassis.ids import TimeOrderedIds
+from services.privacy import calendar
 from services.retention.classification import CLASSIFICATION
 from services.retention.command import EXIT_NOT_COMPLETE, EXIT_REFUSED, Request, Sweeper, parse
 from services.retention.domain import Answer, Sweep
@@ -91,9 +93,20 @@ async def answer(bench: Bench[Store], *receipts: RetentionReceiptV1) -> dict[str
 
 
 async def get(bench: Bench[Store], path: str) -> httpx.Response:
-    transport = httpx.ASGITransport(app=build_http(bench.transaction))
+    transport = httpx.ASGITransport(app=build_http(bench.transaction, SCHEDULE, SystemClock()))
     async with httpx.AsyncClient(transport=transport, base_url="http://retention") as client:
         return await client.get(path)
+
+
+async def test_it_says_until_when_full_addresses_may_be_kept(bench: Bench[Store]) -> None:
+    """R-C3, R-D2: by the assessment in force, which always has an end."""
+    today = calendar.berlin_date(SystemClock().now())
+    found = (await get(bench, "/v1/threat")).json()
+    ends_on = SCHEDULE.level_ends_on(today)
+    if ends_on > today:
+        assert datetime.fromisoformat(found["kept_until"]) == calendar.midnight_in_berlin(ends_on)
+    else:
+        assert found == {"level": "none", "kept_until": None}
 
 
 async def violations(bench: Bench[Store]) -> dict[str, int]:

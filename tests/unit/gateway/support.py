@@ -31,6 +31,7 @@ from services.gateway.metrics import Metrics
 from services.gateway.partner import PartnerAds
 from services.gateway.reads import Reads
 from services.gateway.settings import Settings
+from services.gateway.threat import Threat
 from services.privacy.gate import Gate, Rules
 from services.privacy.recorder import KafkaRecorder
 
@@ -109,6 +110,7 @@ class FakeServices:
     status: int = 200
     raw: bytes | None = None
     consent: bytes | None = None
+    threat: Any = None
     seen: list[Request] = field(default_factory=list)
 
     def app(self) -> Starlette:
@@ -118,12 +120,16 @@ class FakeServices:
                 Route("/v1/calls/{call_id}", self._call),
                 Route("/v1/visitors/{visitor_id}/{what}", self._consent),
                 Route("/v1/catalogue", self._consent),
+                Route("/v1/threat", self._threat),
             ]
         )
 
     async def _consent(self, request: Request) -> Response:
         self.seen.append(request)
         return Response(self.consent) if self.consent else Response(status_code=503)
+
+    async def _threat(self, request: Request) -> Response:
+        return self._answer(request, self.threat)
 
     async def _balance(self, request: Request) -> Response:
         return self._answer(request, self.balances.get(request.path_params["visitor_id"]))
@@ -176,8 +182,12 @@ class Gateway:
             ad_ledger_url=self.settings.ad_ledger_url,
             call_control_url=self.settings.call_control_url,
             consent_url=self.settings.consent_url,
+            retention_url="http://retention",
             metrics=metrics,
         )
+        self.reads = reads
+        self.threat = Threat(reads, self.clock)
+        self.threat.learn(self.clock.now() + timedelta(days=1))
         self.limits = make_limits(self.settings, self.clock, metrics)
         self.live = Live(
             limits=make_live_limits(self.settings),
@@ -193,6 +203,7 @@ class Gateway:
                 ids=TimeOrderedIds(),
                 sender=self.sender,
                 reads=reads,
+                threat=self.threat,
                 visits=self.visits,
                 tickets=KeyRing(TICKET_KEYS),
                 limits=self.limits,
