@@ -85,7 +85,10 @@ def time_decide() -> float:
     now, visitor_id = CLOCK.now(), new_visitor_id()
     facts = ConsentFacts(
         is_fresh=True,
-        changes={"marketing": (Change(at=now - timedelta(hours=1), in_force=True),)},
+        of_recipients={
+            ("marketing", name): (Change(at=now - timedelta(hours=1), in_force=True),)
+            for name in REGISTER.by_id
+        },
     )
     questions = [question(visitor_id, now, *asked) for asked in ASKED]
     started = time.perf_counter()
@@ -122,7 +125,7 @@ def consent(visitor_id: UUID, decision: ConsentDecision) -> ConsentV1:
     return ConsentV1(
         decision_id=IDS.new(), visitor_id=visitor_id,
         choices=(ConsentChoice(purpose=ConsentPurpose.MARKETING, decision=decision),),
-        catalogue_version="2026-11.1", wording_version="2026-11.1", language="de",
+        catalogue_version="2026-11.2", wording_version="2026-11.1", language="de",
         method=ConsentMethod.BANNER,
     )  # fmt: skip
 

@@ -29,7 +29,7 @@ from services.chassis.clock import Clock, sleep
 from services.chassis.context import Context
 from services.chassis.received import Received
 from services.privacy.declare import Purpose
-from services.privacy.gate import Cleared, Gate, Request, StaleError
+from services.privacy.gate import Cleared, Gate, Refusal, RefusalReason, Request, StaleError
 
 RECIPIENT = "ad-partner"
 BACK_OFF_FIRST_S = 1.0
@@ -131,6 +131,11 @@ class Pace:
     batch_max: int
 
 
+UNDECIDED_TRIES_MAX = 20
+"""After so many it is a no: about an hour of back-off."""
+_UNDECIDED = (RefusalReason.NOT_DECIDABLE, RefusalReason.CONSENT_STALE)
+
+
 class Reporter:
     """Tells the partner what waits, a batch at a time."""
 
@@ -165,6 +170,10 @@ class Reporter:
         asked = _requests(usages)
         # recorded and committed in here, before anything is sent
         answers = await self._gate.clear_many([request for _, request in asked])
+        if batch.n_tries < UNDECIDED_TRIES_MAX and any(_is_undecided(one) for one in answers):
+            # what is not known now may be in a moment: no usage is lost for that
+            await self._end(batch, [], has_it=False)
+            return True
         cleared: dict[Purpose, list[Cleared]] = {
             Purpose.AD_SETTLEMENT: [],
             Purpose.PERSONALISED_ADVERTISING: [],
@@ -201,6 +210,10 @@ class Reporter:
                 await ctx.store.partner.close(batch, refused, ctx.now)
             else:
                 await ctx.store.partner.put_off(batch, ctx.now + back_off(batch.n_tries))
+
+
+def _is_undecided(answer: Cleared | Refusal) -> bool:
+    return isinstance(answer, Refusal) and answer.reason in _UNDECIDED
 
 
 def back_off(n_tries: int) -> timedelta:

@@ -45,18 +45,21 @@ class Replay:
         clock: Clock,
         on_record: OnRecord,
         on_deleted: OnDeleted,
+        on_unreadable: OnDeleted,
     ) -> None:
         """Take the login, the topics and who is told.
 
         Args:
             on_record: of each good record, in the order of its partition; it must not take long.
             on_deleted: of the key of each record without value: what was known of it is void.
+            on_unreadable: of the key of each record that cannot be understood.
         """
         self._login = login
         self._prefix = prefix
         self._clock = clock
         self._on_record = on_record
         self._on_deleted = on_deleted
+        self._on_unreadable = on_unreadable
         self._parts = [
             TopicPartition(prefix + topic.name, part)
             for topic in topics
@@ -131,6 +134,9 @@ class Replay:
         try:
             received = decode(topic, record)
         except errors.Poison as poison:
+            # what it says may be the opposite of what was known: that is known no more
             logs.get().warning("replay skips a record", topic=topic.name, reason=poison.reason)
+            if record.key is not None:
+                self._on_unreadable(record.key)
             return
         self._on_record(received)

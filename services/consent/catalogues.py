@@ -250,24 +250,14 @@ class Catalogues:
         return current.version != answered.version and diff(answered, current).asks_again
 
     def offer(self, version: str | None) -> Offer | None:
-        """Return what a version offers, and whom only others name; None = no such version."""
+        """Return what a version offers, and to whom; None = no such version."""
         return self._offers.get(version or "")
 
     @cached_property
     def _offers(self) -> dict[str, Offer]:
         return {
-            version: Offer(recipients=one.recipients, others=self._only_elsewhere(one))
-            for version, one in self.by_version.items()
+            version: Offer(recipients=one.recipients) for version, one in self.by_version.items()
         }
-
-    def _only_elsewhere(self, catalogue: Catalogue) -> dict[str, frozenset[str]]:
-        mine = catalogue.recipients
-        others: dict[str, frozenset[str]] = {}
-        for one in self.by_version.values():
-            for purpose, among in one.recipients.items():
-                more = among - mine.get(purpose, frozenset())
-                others[purpose] = others.get(purpose, frozenset()) | more
-        return {purpose: among for purpose, among in others.items() if among}
 
     def in_force(self, at: datetime) -> Catalogue:
         """Return the version in force at an instant; of several, the one that began last.

@@ -70,13 +70,11 @@ class Offer:
     """What the version that somebody was shown offers.
 
     Attributes:
-        recipients: purpose that can be consented to -> who would get something by it.
-        others: purpose -> who is named for it by other versions only: an agreement to this one
-            is none to them.
+        recipients: purpose that can be consented to -> who would get something by it; an
+            agreement reaches them and nobody else.
     """
 
     recipients: Mapping[str, frozenset[str]]
-    others: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +84,8 @@ class Decision:
     Attributes:
         recipient: None = all that were named.
         is_signal: said by the browser for the visitor; an answer of their own goes before it.
-        not_named: recipients of the purpose that the version shown did not name.
+        named: recipients whom the version shown named for the purpose; an agreement to the purpose
+            as a whole reaches them.
     """
 
     decision_id: UUID
@@ -95,7 +94,7 @@ class Decision:
     decided_at: datetime
     recipient: str | None = None
     is_signal: bool = False
-    not_named: frozenset[str] = field(default=frozenset(), compare=False)
+    named: frozenset[str] = field(default=frozenset(), compare=False)
 
     @property
     def key(self) -> Key:
@@ -103,9 +102,17 @@ class Decision:
         return self.decision_id, self.purpose, self.recipient
 
     @property
-    def order(self) -> tuple[datetime, int]:
-        """The later one wins; of the same instant, the one with the higher id."""
-        return self.decided_at, self.decision_id.int
+    def order(self) -> tuple[datetime, int, bool, bool]:
+        """The later one wins; of the same instant, the one with the higher id.
+
+        Within one decision what names a recipient wins over what does not, and a denial.
+        """
+        return (
+            self.decided_at,
+            self.decision_id.int,
+            self.recipient is not None,
+            self.verdict in DENIALS,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +188,7 @@ def judge(
                 decided_at=decided_at,
                 recipient=recipient,
                 is_signal=is_signal,
-                not_named=not_named(offer, choice),
+                named=named(offer, choice),
             )
         )
     return Judged(decisions=tuple(decisions), refusals=tuple(refusals))
@@ -214,11 +221,9 @@ def _why_not_offered(choice: Choice, offer: Offer | None) -> Refusal | None:
     return None
 
 
-def not_named(offer: Offer | None, choice: Choice) -> frozenset[str]:
-    """Return to whom an agreement to a purpose as a whole does not extend."""
-    if offer is None or choice.verdict is not Verdict.GIVEN or choice.recipient is not None:
-        return frozenset()
-    return offer.others.get(choice.purpose, frozenset())
+def named(offer: Offer | None, choice: Choice) -> frozenset[str]:
+    """Return whom the version shown names for a purpose; nobody where it is not known."""
+    return frozenset() if offer is None else offer.recipients.get(choice.purpose, frozenset())
 
 
 class Novelty(StrEnum):
@@ -240,8 +245,8 @@ def compare(known: Mapping[Key, Decision], decision: Decision) -> Novelty:
 def states_of(decisions: Iterable[Decision]) -> tuple[State, ...]:
     """Return what stands for each purpose decided about, by name; no decision = nothing.
 
-    A purpose comes first as a whole, then for the recipients of which something else may be true:
-    those that were decided about by name, and those that an agreement did not name (R-F1, R-F2).
+    A purpose comes first as a whole, then for each recipient that was named: by the version shown,
+    or by the visitor. Who is not among them was agreed to by nobody (R-F1, R-F2).
     """
     by_purpose: dict[str, dict[Key, Decision]] = {}
     for decision in decisions:
@@ -250,33 +255,24 @@ def states_of(decisions: Iterable[Decision]) -> tuple[State, ...]:
     states = []
     for purpose in sorted(by_purpose):
         among = by_purpose[purpose].values()
-        recipients = {name for one in among for name in (one.recipient, *one.not_named) if name}
+        recipients = {name for one in among for name in (one.recipient, *one.named) if name}
         of_all = [one for one in among if one.recipient is None]
         if of_all:
             states.append(_state(purpose, None, of_all))
         for recipient in sorted(recipients):
-            mine = [
-                one
-                for one in among
-                if one.recipient == recipient
-                or (one.recipient is None and recipient not in one.not_named)
-            ]
+            mine = [one for one in among if _is_about(one, recipient)]
             if mine:
                 states.append(_state(purpose, recipient, mine))
-            else:
-                states.append(_never(purpose, recipient, of_all))
     # a cut could lose a denial; the register and all catalogues name far fewer (a test counts)
     assert len(states) <= STATES_MAX
     return tuple(states)
 
 
-def _never(purpose: str, recipient: str, of_all: Sequence[Decision]) -> State:
-    """Return the state of a recipient whom no version named to which the visitor agreed."""
-    since = min(one.decided_at for one in of_all)
-    refused = Change(verdict=Verdict.REFUSED, at=since)
-    return State(
-        purpose=purpose, recipient=recipient, in_force=False, since=since, changes=(refused,)
-    )
+def _is_about(decision: Decision, recipient: str) -> bool:
+    """Whether a decision says something of a recipient: a denial as a whole is about everybody."""
+    if decision.recipient is not None:
+        return decision.recipient == recipient
+    return decision.verdict is not Verdict.GIVEN or recipient in decision.named
 
 
 def _state(purpose: str, recipient: str | None, decisions: Iterable[Decision]) -> State:

@@ -121,7 +121,9 @@ def _read_line(number: int, line: str, today: date) -> OldConsent:
         found = OldConsent.model_validate_json(line)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the line"
+        # the name of a field that nobody knows is content of the file
+        known = first["loc"][:-1] if first["type"] == "extra_forbidden" else first["loc"]
+        place = ".".join(map(str, known)) or "the line"
         raise RefusedError(f"line {number}: {place}: {first['msg']}") from None
     if found.given_at >= BEFORE:
         raise RefusedError(f"line {number}: given_at is not before 25 May 2018")

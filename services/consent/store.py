@@ -298,7 +298,7 @@ def _decision(row: asyncpg.Record) -> Decision:
         decided_at=row["decided_at"],
         recipient=choice.recipient,
         is_signal=row["method"] == SIGNAL,
-        not_named=domain.not_named(offer, choice),
+        named=domain.named(offer, choice),
     )
 
 

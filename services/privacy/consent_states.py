@@ -55,6 +55,8 @@ class ConsentStates:
             clock=clock,
             on_record=self.take,
             on_deleted=self.forget,
+            # it may be a withdrawal
+            on_unreadable=self.forget,
         )
 
     async def run(self) -> None:
@@ -100,8 +102,12 @@ class ConsentStates:
         )
 
     def forget(self, key: bytes) -> None:
-        """Forget a visitor whose state was deleted."""
-        self._known.pop(UUID(key.decode()), None)
+        """Forget a visitor whose state was deleted, or cannot be understood."""
+        try:
+            visitor_id = UUID(key.decode())
+        except ValueError:  # nobody's, then
+            return
+        self._known.pop(visitor_id, None)
 
     def forget_before(self, instant: datetime) -> None:
         """Forget states that the topic no longer has either (R-D5)."""

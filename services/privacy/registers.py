@@ -49,6 +49,7 @@ class Registers:
             clock=clock,
             on_record=self.take,
             on_deleted=self.forget,
+            on_unreadable=self.lose,
         )
 
     async def run(self) -> None:
@@ -84,9 +85,14 @@ class Registers:
             return
         self._current = _read(event)
 
+    def lose(self, key: bytes) -> None:
+        """Know no register any more where the one in force cannot be understood."""
+        if key.decode(errors="replace") == RegisterName.RECIPIENTS:
+            self._current = None
+
     def forget(self, key: bytes) -> None:
         """Fall back on the shipped register where the one that held was deleted."""
-        if key.decode() == RegisterName.RECIPIENTS:
+        if key.decode(errors="replace") == RegisterName.RECIPIENTS:
             self._current = self._shipped
 
 

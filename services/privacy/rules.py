@@ -25,6 +25,8 @@ from services.privacy.gate import (
 )
 from services.privacy.recipients import Permission, Recipient, RecipientKind, Register
 
+CONSENT_LIFE = timedelta(days=6)
+"""As long as a visitor lives; the proof says the same (`ends_on`)."""
 AHEAD_MAX = timedelta(minutes=5)
 """How far the clock of who saw the event may be ahead of the sender's."""
 
@@ -43,8 +45,8 @@ class ConsentFacts:
 
     Attributes:
         is_fresh: whether nothing that was said some seconds ago can be missing.
-        changes: purpose of the consent catalogue -> its changes, newest first.
-        of_recipients: (purpose, recipient) -> its changes, where they are not the purpose's.
+        changes: purpose of the consent catalogue -> its changes as a whole, newest first.
+        of_recipients: (purpose, recipient) -> its changes; who is not in it was never named.
     """
 
     is_fresh: bool
@@ -52,12 +54,19 @@ class ConsentFacts:
     of_recipients: Mapping[tuple[str, str], tuple[Change, ...]] = field(default_factory=dict)
 
     def in_force_at(self, purpose: str, recipient: str, instant: datetime) -> bool:
-        """Whether a consent was in force at an instant; what nobody gave was not."""
-        mine = self.of_recipients.get((purpose, recipient))
-        for change in self.changes.get(purpose, ()) if mine is None else mine:
+        """Whether a consent was in force at an instant; what nobody gave was not.
+
+        Nor what was given without naming the recipient, or longer ago than a visitor lives.
+        """
+        for change in self.of_recipients.get((purpose, recipient), ()):
             if change.at <= instant:
-                return change.in_force
+                return change.in_force and instant - change.at < CONSENT_LIFE
         return False
+
+    def is_last_word(self, purpose: str, recipient: str) -> bool:
+        """Whether a consent is the last that was said, whatever clock its instant is of."""
+        changes = self.of_recipients.get((purpose, recipient), ())
+        return bool(changes) and changes[0].in_force
 
 
 NOTHING_KNOWN = ConsentFacts(is_fresh=False)
@@ -149,7 +158,10 @@ def _missing_consent(
     purpose = permission.consent.value
     if not consents.in_force_at(purpose, question.recipient, question.happened_at):
         return RefusalReason.NO_CONSENT_THEN
-    if not consents.in_force_at(purpose, question.recipient, question.asked_at):
+    if not (
+        consents.is_last_word(purpose, question.recipient)
+        and consents.in_force_at(purpose, question.recipient, question.asked_at)
+    ):
         return RefusalReason.NO_CONSENT_NOW
     return None
 

@@ -81,13 +81,18 @@ async def watch(
 
 async def say(world: World, visitor_id: UUID, decision: ConsentDecision, at: datetime) -> None:
     """Publish a visitor's state of consent, as consent does."""
-    state = PurposeState(
-        purpose=Purpose.MARKETING,
-        in_force=decision is ConsentDecision.GIVEN,
-        since=at,
-        changes=(ConsentChange(decision=decision, at=at),),
+    states = tuple(
+        PurposeState(
+            purpose=Purpose.MARKETING,
+            recipient=recipient,
+            in_force=decision is ConsentDecision.GIVEN,
+            since=at,
+            changes=(ConsentChange(decision=decision, at=at),),
+        )
+        # as a whole, and of whom the version shown named
+        for recipient in (None, "ad-partner")
     )
-    event = ConsentStateV1(visitor_id=visitor_id, purposes=(state,))
+    event = ConsentStateV1(visitor_id=visitor_id, purposes=states)
     await send(world, "consent", (topics.CONSENT_STATE, event))
 
 

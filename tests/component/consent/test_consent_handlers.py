@@ -38,6 +38,9 @@ from tests.support.stack import World
 WORLD_SERVICES = ("consent",)
 IDS = TimeOrderedIds()
 KEYS = SigningKeys({"k1": bytes(range(32)).hex()})
+CURRENT = "2026-11.2"
+NAMED = ("ad-partner", "adgrx-com", "amazon-adsystem-com", "stickyadstv-com")
+"""Whom it names for marketing."""
 GIVEN, REFUSED = ConsentDecision.GIVEN, ConsentDecision.REFUSED
 WITHDRAWN = ConsentDecision.WITHDRAWN
 
@@ -59,7 +62,7 @@ def consent(
         decision_id=decision_id or IDS.new(),
         visitor_id=visitor_id,
         choices=tuple(ConsentChoice(purpose=p, decision=d) for p, d in choices),
-        catalogue_version="2026-11.1",
+        catalogue_version=CURRENT,
         wording_version="2026-11.1",
         language="de",
         method=ConsentMethod.BANNER,
@@ -96,7 +99,7 @@ async def test_a_decision_is_recorded_with_its_proof_and_published(bench: Bench[
         ("statistics", "refused", "banner", "de"),
     ]
     assert {(r["catalogue_version"], r["wording_version"]) for r in rows} == {
-        ("2026-11.1", "2026-11.1")
+        (CURRENT, "2026-11.1")
     }
     assert {r["decided_at"] for r in rows} == {bench.now}
     assert {r["ends_on"] for r in rows} == {calendar.berlin_date(bench.now + timedelta(days=6))}
@@ -117,12 +120,13 @@ async def test_withdrawal_is_published_and_keeps_when_it_was_in_force(bench: Ben
     visitor, later = new_visitor_id(), bench.now + timedelta(minutes=1)
     await take(bench, (consent(visitor, (Purpose.MARKETING, GIVEN)), bench.now))
     (state,) = await take(bench, (consent(visitor, (Purpose.MARKETING, WITHDRAWN)), later))
-    (purpose,) = state.purposes
-    assert (purpose.in_force, purpose.since) == (False, later)
-    assert [(c.decision, c.at) for c in purpose.changes] == [
-        (WITHDRAWN, later),
-        (GIVEN, bench.now),
-    ]
+    assert [purpose.recipient for purpose in state.purposes] == [None, *NAMED]
+    for purpose in state.purposes:
+        assert (purpose.in_force, purpose.since) == (False, later)
+        assert [(c.decision, c.at) for c in purpose.changes] == [
+            (WITHDRAWN, later),
+            (GIVEN, bench.now),
+        ]
 
 
 async def test_an_older_decision_that_comes_late_changes_nothing_in_force(
@@ -212,7 +216,7 @@ async def test_choices_about_recipients_are_recorded_and_published(bench: Bench[
     )
     (state,) = await take(bench, (event, bench.now), (event, bench.now))
     found = [(one.recipient, one.in_force) for one in state.purposes]
-    assert found == [(None, True), ("adgrx-com", False)]
+    assert found == [(None, True), *((name, name != "adgrx-com") for name in NAMED)]
     rows = await bench.fetch(
         "SELECT recipient, decision FROM consent_record WHERE decision_id = $1 ORDER BY recipient",
         event.decision_id,
@@ -276,12 +280,12 @@ async def test_who_was_heard_is_asked_again_only_about_what_widens(
         heard.append(new_visitor_id())
         await take(bench, (consent(heard[-1], (Purpose.MARKETING, decision)), bench.now))
         assert not await is_to_be_asked(heard[-1])
-    (current,) = catalogues.known().by_version.values()
+    current = catalogues.known().by_version[CURRENT]
     texts = current.entries[0].purpose.model_copy(update={"de": "Ohne Tippfehler."})
     mended = current.model_copy(
         update={
-            "version": "2026-11.2",
-            "valid_from": current.valid_from + timedelta(days=1),
+            "version": "2026-11.3",
+            "valid_from": current.valid_from + timedelta(seconds=1),
             "entries": (
                 current.entries[0].model_copy(update={"purpose": texts}),
                 *current.entries[1:],
@@ -289,7 +293,7 @@ async def test_who_was_heard_is_asked_again_only_about_what_widens(
         }
     )
     more = current.entries[0].model_copy(update={"id": "one-more", "recipient": "new.example"})
-    wider = mended.model_copy(update={"version": "2026-11.3", "entries": (*mended.entries, more)})
+    wider = mended.model_copy(update={"version": "2026-11.4", "entries": (*mended.entries, more)})
     for new, asks in ((mended, False), (wider, True)):
         found = catalogues.Catalogues(by_version={c.version: c for c in (current, new)})
         monkeypatch.setattr(catalogues, "known", lambda found=found: found)
@@ -297,7 +301,7 @@ async def test_who_was_heard_is_asked_again_only_about_what_widens(
     # and what was agreed to reaches nobody whom only the new version names (R-E2)
     state = await _served(bench, heard[0])
     found_states = [(one.recipient, one.in_force) for one in state.purposes]
-    assert found_states == [(None, True), ("new-example", False)]
+    assert found_states == [(None, True), *((name, True) for name in NAMED)]
 
 
 def test_a_record_has_room_for_every_state() -> None:

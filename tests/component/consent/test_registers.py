@@ -41,7 +41,8 @@ async def test_what_is_in_force_is_told_once_and_again_each_day(bench: Bench[Sto
     """R-E1, R-F1: whole, and what was told is what was shipped, byte for byte."""
     teller = Teller(catalogues.known())
     shipped = recipients.load().version.partition("+")[0]
-    everything = [f"recipients {shipped}", "catalogue 2026-11.1"]
+    in_force = catalogues.known().in_force(bench.now).version
+    everything = [f"recipients {shipped}", f"catalogue {in_force}"]
     assert await told(bench, teller) == everything
     assert await told(bench, teller) == []
     assert await told(bench, teller, TOLD_AGAIN_AFTER - timedelta(seconds=1)) == []
@@ -52,7 +53,7 @@ async def test_what_is_in_force_is_told_once_and_again_each_day(bench: Bench[Sto
         for event in [RegisterV1.model_validate_json(payload["payload"])]
     }
     assert recipients.parse(events[RegisterName.RECIPIENTS].document.encode()) == recipients.load()
-    assert json.loads(events[RegisterName.CATALOGUE].document)["version"] == "2026-11.1"
+    assert json.loads(events[RegisterName.CATALOGUE].document)["version"] == in_force
 
 
 async def test_a_change_is_told_at_once_and_a_wrong_one_never(

@@ -53,8 +53,13 @@ async def fresh(states: ConsentStates, *, is_fresh: bool = True) -> None:
 
 
 def state(visitor_id, *, in_force: bool) -> ConsentStateV1:
-    purpose = PurposeState(purpose=Purpose.MARKETING, in_force=in_force, since=CLOCK.now())
-    return ConsentStateV1(visitor_id=visitor_id, purposes=(purpose,))
+    purposes = tuple(
+        PurposeState(
+            purpose=Purpose.MARKETING, recipient=name, in_force=in_force, since=CLOCK.now()
+        )
+        for name in (None, "adgrx-com")
+    )
+    return ConsentStateV1(visitor_id=visitor_id, purposes=purposes)
 
 
 async def test_it_knows_what_was_said_before_it_began_and_since(world):

@@ -10,6 +10,7 @@ import pytest
 
 from services.consent import catalogues
 from services.consent.catalogues import Catalogue, CatalogueError, Category, Diff
+from services.privacy import recipients
 
 FIRST = json.loads((catalogues.FOLDER / "2026-11.1.json").read_text())
 
@@ -27,8 +28,8 @@ def with_entry(name: str, **changes: Any) -> Catalogue:
 
 
 def test_the_published_catalogue_holds_the_notices_entries_and_our_own() -> None:
-    """R-F1: six of the notice, two of ours."""
-    (catalogue,) = catalogues.load().by_version.values()
+    """R-F1: six of the notice, all four keys of the vast-client, our own, and the partner's."""
+    catalogue = catalogues.load().by_version["2026-11.2"]
     by_provider: dict[str, list[str | None]] = {}
     for entry in catalogue.entries:
         by_provider.setdefault(entry.provider, []).append(entry.name)
@@ -36,9 +37,12 @@ def test_the_published_catalogue_holds_the_notices_entries_and_our_own() -> None
         "adgrx.com": ["bridge"],
         "amazon-adsystem.com": ["ecm3"],
         "stickyadstv.com": ["pxld", None],
+        "ad-partner": [None],
         "callpartner.de": [
             "vast-client-total-calls",
             "vast-client-total-calls-timeout",
+            "vast-client-last-successful-ad",
+            "__VASTStorage__",
             "visit",
             "consent-choice",
         ],
@@ -48,11 +52,29 @@ def test_the_published_catalogue_holds_the_notices_entries_and_our_own() -> None
 
 def test_what_is_unclassified_cannot_be_consented_to() -> None:
     """R-F4: and what needs consent is blocked until then."""
-    (catalogue,) = catalogues.load().by_version.values()
+    catalogue = catalogues.load().by_version["2026-11.2"]
     assert catalogue.consentable == {"necessary", "marketing"}
     assert all(
         e.blocked_until_accepted for e in catalogue.entries if e.category != Category.NECESSARY
     )
+
+
+def test_whoever_needs_consent_by_the_register_is_named_in_the_catalogue() -> None:
+    """R-E1, R-F1, R-F4: else nobody could agree to it, and it would never get anything."""
+    now = datetime(2026, 11, 23, 12, tzinfo=UTC)
+    named = catalogues.load().in_force(now).recipients
+    asked = {
+        (permission.consent.value, recipient.recipient_id)
+        for entries in recipients.load().by_id.values()
+        for recipient in entries
+        for permission in recipient.permissions
+        if permission.consent is not None
+    }
+    assert asked
+    assert {recipient for purpose, recipient in asked if recipient not in named[purpose]} <= {
+        # its keys are not classified, so that nothing of it can be agreed to (R-F4)
+        "s-vi-serve-com",
+    }
 
 
 def test_every_published_version_is_what_it_was() -> None:
@@ -61,6 +83,10 @@ def test_every_published_version_is_what_it_was() -> None:
         "2026-11.1": {
             "de": "04ad18e6eff3fc6e2719b499330bfcd0607f806bee40136a1e9ef2269382f15c",
             "en": "3d7f168d14ebf3416746573b6e7539a25f9077fac9fdba4f99385f406313f113",
+        },
+        "2026-11.2": {
+            "de": "2a4062d1110b01d3c9bf603a4be507b260ad6d025e5f2a031e8166ef29447f37",
+            "en": "c32705473b83d8482b43aae85f50db5992e1aedf8089364a4ce9658fe98f9124",
         },
     }
     catalogue = catalogues.load().by_version["2026-11.1"]

@@ -246,24 +246,38 @@ def test_a_signal_gives_way_to_the_visitors_own_answer():
 def test_one_recipient_can_be_left_out():
     """R-F2, R-E2: agreed to the purpose, not to that one; and the other way round."""
     alone = replace(decision(2, REFUSED), recipient="adgrx-com")
-    states = states_of([decision(1, GIVEN), alone])
+    named = frozenset({"adgrx-com"})
+    states = states_of([replace(decision(1, GIVEN), named=named), alone])
     assert [(s.recipient, s.in_force) for s in states] == [(None, True), ("adgrx-com", False)]
     states = states_of([decision(1, REFUSED), replace(alone, verdict=GIVEN)])
     assert [(s.recipient, s.in_force) for s in states] == [(None, False), ("adgrx-com", True)]
     # the last word about all is about that one too
-    states = states_of([decision(1, GIVEN), alone, decision(3, GIVEN)])
+    again = replace(decision(3, GIVEN), named=named)
+    states = states_of([decision(1, GIVEN), alone, again])
     assert [(s.recipient, s.in_force) for s in states] == [(None, True), ("adgrx-com", True)]
 
 
+@pytest.mark.parametrize("verdict", sorted(DENIALS))
+def test_within_one_decision_the_named_recipient_and_the_denial_win(verdict):
+    """R-F2, K3: whatever stands first in the event, and in the database."""
+    general = replace(decision(1, GIVEN), named=frozenset({"adgrx-com", "other"}))
+    alone = replace(general, recipient="adgrx-com", verdict=verdict)
+    expected = [(None, True), ("adgrx-com", False), ("other", True)]
+    for order in ([general, alone], [alone, general]):
+        assert [(s.recipient, s.in_force) for s in states_of(order)] == expected
+
+
 def test_who_was_not_named_gets_nothing():
-    """R-F1, R-F2: a new recipient in a new version asks again."""
-    old = replace(decision(1, GIVEN), not_named=frozenset({"new-exchange"}))
+    """R-F1, R-F2: a new recipient in a new version asks again; of a version unknown, nobody."""
+    old = replace(decision(1, GIVEN), named=frozenset({"exchange"}))
     states = states_of([old])
-    assert [(s.recipient, s.in_force) for s in states] == [(None, True), ("new-exchange", False)]
-    assert not in_force_at(states[1], NOW + timedelta(days=1))
-    states = states_of([old, decision(2, GIVEN)])
-    assert [(s.recipient, s.in_force) for s in states] == [(None, True), ("new-exchange", True)]
-    assert not in_force_at(states[1], old.decided_at)
+    assert [(s.recipient, s.in_force) for s in states] == [(None, True), ("exchange", True)]
+    both = replace(decision(2, GIVEN), named=frozenset({"exchange", "new-exchange"}))
+    found = {state.recipient: state for state in states_of([old, both])}
+    assert found["new-exchange"].in_force
+    assert not in_force_at(found["new-exchange"], old.decided_at)
+    assert in_force_at(found["exchange"], old.decided_at)
+    assert [s.recipient for s in states_of([decision(1, GIVEN)])] == [None]
 
 
 def test_the_same_key_with_another_content_contradicts():

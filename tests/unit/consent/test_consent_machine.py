@@ -33,10 +33,7 @@ NAMED = {"v1": {"a"}, "v2": {"a", "b"}}
 RECIPIENTS = ("a", "b", "c")
 """All of the register; the last one stands in no catalogue."""
 OFFERS = {
-    "v1": Offer(
-        recipients={"marketing": frozenset("a"), "statistics": frozenset()},
-        others={"marketing": frozenset("b")},
-    ),
+    "v1": Offer(recipients={"marketing": frozenset("a"), "statistics": frozenset()}),
     "v2": Offer(recipients={"marketing": frozenset("ab"), "statistics": frozenset()}),
 }
 
@@ -63,11 +60,11 @@ class Said:
     def is_about(self, recipient: str | None) -> bool:
         if self.recipient is not None or recipient is None:
             return self.recipient == recipient
-        if self.verdict is not Verdict.GIVEN or self.purpose != "marketing":
+        if self.verdict is not Verdict.GIVEN:
             return True
         assert self.version is not None
-        # to whom another version names, but not this one, nobody has agreed
-        return recipient in NAMED[self.version] or recipient not in {"a", "b"}
+        # an agreement reaches whom the version shown named, and nobody else
+        return self.purpose == "marketing" and recipient in NAMED[self.version]
 
 
 class Choices(RuleBasedStateMachine):
@@ -154,7 +151,7 @@ class Choices(RuleBasedStateMachine):
         instants = {end, *(said.at + timedelta(seconds=s) for said in self.model for s in (-1, 0))}
         for purpose in PURPOSES:
             for recipient in (None, *RECIPIENTS):
-                found = states.get((purpose, recipient)) or states.get((purpose, None))
+                found = states.get((purpose, recipient))
                 for instant in instants:
                     expected = self.reading(purpose, recipient, instant)
                     assert _in_force(found, instant) == expected, (purpose, recipient)

@@ -24,7 +24,10 @@ def rules(clauses_of: tuple[str, ...] = (), *, has_consent: bool = False) -> Rul
     changes = (Change(at=NOW - timedelta(hours=1), in_force=True),) if has_consent else ()
 
     def facts_of(visitor_id: UUID, now: datetime) -> ConsentFacts:
-        return ConsentFacts(is_fresh=True, changes={"marketing": changes})
+        named = [recipient["recipient_id"] for recipient in data["recipients"]]
+        return ConsentFacts(
+            is_fresh=True, of_recipients={("marketing", name): changes for name in named}
+        )
 
     return RuleBook(always(parse(json.dumps(data).encode())), facts_of)
 

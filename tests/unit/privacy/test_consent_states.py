@@ -1,7 +1,10 @@
 """What a sender knows of consents: each visitor's last state, and how old that knowledge is."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
+
+from aiokafka.structs import ConsumerRecord
 
 from schemas import topics
 from schemas.consent import (
@@ -35,9 +38,14 @@ def states() -> ConsentStates:
 
 
 def state(since: datetime, *, in_force: bool, changes: tuple[ConsentChange, ...] = ()):
-    purpose = PurposeState(purpose=MARKETING, in_force=in_force, since=since, changes=changes)
+    purposes = tuple(
+        PurposeState(
+            purpose=MARKETING, recipient=name, in_force=in_force, since=since, changes=changes
+        )
+        for name in (None, "adgrx-com")
+    )
     return received(
-        topics.CONSENT_STATE, ConsentStateV1(visitor_id=VISITOR, purposes=(purpose,)), NOW
+        topics.CONSENT_STATE, ConsentStateV1(visitor_id=VISITOR, purposes=purposes), NOW
     )
 
 
@@ -75,19 +83,34 @@ def test_a_state_without_changes_stands_since_its_instant():
     assert not facts.in_force_at("marketing", "adgrx-com", NOW - timedelta(hours=2))
 
 
-def test_what_is_said_of_one_recipient_goes_before_what_is_said_of_the_purpose():
-    """R-E2, R-F2, K3."""
+def test_nobody_gets_anything_who_was_not_named():
+    """R-E2, R-F1, R-F2, K3: an agreement to a purpose reaches whom the version shown named."""
     found = states()
     since = NOW - timedelta(hours=1)
     both = (
         PurposeState(purpose=MARKETING, in_force=True, since=since),
         PurposeState(purpose=MARKETING, recipient="adgrx-com", in_force=False, since=since),
+        PurposeState(purpose=MARKETING, recipient="amazon", in_force=True, since=since),
     )
     event = ConsentStateV1(visitor_id=VISITOR, purposes=both)
     found.take(received(topics.CONSENT_STATE, event, NOW))
     facts = found.facts_of(VISITOR, NOW)
     assert not facts.in_force_at("marketing", "adgrx-com", NOW)
-    assert facts.in_force_at("marketing", "stickyadstv-com", NOW)
+    assert facts.in_force_at("marketing", "amazon", NOW)
+    assert not facts.in_force_at("marketing", "stickyadstv-com", NOW)
+
+
+def test_a_state_that_cannot_be_understood_is_known_no_more():
+    """K3: it may be a withdrawal; a key that is nobody's is no visitor."""
+    found = states()
+    found.take(state(NOW - timedelta(hours=1), in_force=True))
+    key = topics.CONSENT_STATE.key_bytes_of(state(NOW, in_force=True).event)
+    record = ConsumerRecord(
+        topics.CONSENT_STATE.name, 0, 7, 0, 0, key, b"{}", None, 0, 2, (("ce_id", b"?"),)
+    )
+    found._replay._take(record)
+    assert not found.facts_of(VISITOR, NOW).of_recipients
+    found._replay._take(replace(record, key=b"\xff"))
 
 
 def test_what_is_deleted_or_old_is_forgotten():

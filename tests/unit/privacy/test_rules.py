@@ -75,7 +75,10 @@ def _facts(row: Mapping[str, Any]) -> ConsentFacts:
     changes = tuple(
         Change(at=datetime.fromisoformat(at), in_force=given_) for at, given_ in row["marketing"]
     )
-    return ConsentFacts(is_fresh=row["is_fresh"], changes={"marketing": changes})
+    named = {("marketing", row["recipient"]): changes} if row.get("is_named", True) else {}
+    return ConsentFacts(
+        is_fresh=row["is_fresh"], changes={"marketing": changes}, of_recipients=named
+    )
 
 
 def _question(row: Mapping[str, Any]) -> Question:
@@ -145,10 +148,11 @@ def reference(row: Mapping[str, Any]) -> list[str] | None:
             valid = {c["decision"] for c in now(*DATA["clause_decisions"])}
             clauses = any(c["decision"] in valid for c in now(*r["clauses"]))
             abroad = land not in DATA["eea"]
+            said = [(datetime.fromisoformat(at), g) for at, g in row["marketing"]]
             given_at = [
-                next((g for at, g in row["marketing"] if datetime.fromisoformat(at) <= t), False)
+                next((g and t - at < timedelta(days=6) for at, g in said if at <= t), False)
                 for t in (then, asked)
-            ]
+            ] + [row.get("is_named", True), bool(said) and said[0][1]]
             if (
                 land
                 and not (abroad and not (adequate or clauses or p["is_contract_with_person"]))
@@ -183,7 +187,8 @@ def questions(draw: st.DrawFn) -> dict[str, Any]:
     asked = draw(_ASKED)
     instants = st.sampled_from([timedelta(hours=n) for n in (-72, -3, -1, 0)])
     then = asked + draw(instants | st.sampled_from([timedelta(minutes=n) for n in (4, 5, 6)]))
-    changes = draw(st.lists(st.tuples(instants, st.booleans()), max_size=4))
+    said = instants | st.sampled_from([timedelta(minutes=2), timedelta(days=-6)])
+    changes = draw(st.lists(st.tuples(said, st.booleans()), max_size=4))
     ordered = sorted(dict(changes).items(), reverse=True)
     recipient = draw(st.sampled_from([*DATA["recipients"], {"recipient_id": "nobody"}]))
     purposes = [p["purpose"] for p in recipient.get("permissions", [])] or ["call"]
@@ -196,6 +201,7 @@ def questions(draw: st.DrawFn) -> dict[str, Any]:
         "asked_at": asked.isoformat(),
         "country": draw(st.sampled_from([None, "DE", "US", "CH", "BR"])),
         "is_fresh": draw(st.booleans() | st.just(value=True)),
+        "is_named": draw(st.booleans() | st.just(value=True)),
         "marketing": [[(asked + by).isoformat(), given_] for by, given_ in ordered],
     }
 
