@@ -92,11 +92,13 @@ class ConsentChange(WireModel):
 class PurposeState(WireModel):
     """What is in force for one purpose, since when, and the last days' changes, newest first.
 
-    With a recipient it is about that one alone, and goes before what is said of the purpose.
+    With a recipient it is about that one alone; without, it is about those whom it `reaches`. Of a
+    recipient in neither nothing is in force.
     """
 
     purpose: Purpose
     recipient: RecipientId | None = None
+    reaches: Annotated[tuple[RecipientId, ...], Field(max_length=64)] = ()
     in_force: bool
     since: Instant
     changes: Annotated[tuple[ConsentChange, ...], Field(max_length=64)] = ()

@@ -125,10 +125,15 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What stands for one purpose (of one recipient); at most `CHANGES_MAX`, newest first."""
+    """What stands for one purpose (of one recipient); at most `CHANGES_MAX`, newest first.
+
+    Attributes:
+        reaches: recipients for whom the purpose's own state stands, having been named.
+    """
 
     purpose: str
     recipient: str | None = None
+    reaches: frozenset[str] = frozenset()
     in_force: bool
     since: datetime
     changes: tuple[Change, ...]
@@ -245,8 +250,9 @@ def compare(known: Mapping[Key, Decision], decision: Decision) -> Novelty:
 def states_of(decisions: Iterable[Decision]) -> tuple[State, ...]:
     """Return what stands for each purpose decided about, by name; no decision = nothing.
 
-    A purpose comes first as a whole, then for each recipient that was named: by the version shown,
-    or by the visitor. Who is not among them was agreed to by nobody (R-F1, R-F2).
+    A purpose comes first as a whole; it reaches whom the version shown named. Where that is not
+    the same for all, each recipient that was named, by a version or by the visitor, comes by
+    itself. Who is not among them was agreed to by nobody (R-F1, R-F2).
     """
     by_purpose: dict[str, dict[Key, Decision]] = {}
     for decision in decisions:
@@ -255,6 +261,10 @@ def states_of(decisions: Iterable[Decision]) -> tuple[State, ...]:
     states = []
     for purpose in sorted(by_purpose):
         among = by_purpose[purpose].values()
+        named = {one.named for one in among if one.verdict is Verdict.GIVEN}
+        if len(named) <= 1 and all(one.recipient is None for one in among):
+            states.append(_state(purpose, None, among, reaches=next(iter(named), frozenset())))
+            continue
         recipients = {name for one in among for name in (one.recipient, *one.named) if name}
         of_all = [one for one in among if one.recipient is None]
         if of_all:
@@ -275,7 +285,12 @@ def _is_about(decision: Decision, recipient: str) -> bool:
     return decision.verdict is not Verdict.GIVEN or recipient in decision.named
 
 
-def _state(purpose: str, recipient: str | None, decisions: Iterable[Decision]) -> State:
+def _state(
+    purpose: str,
+    recipient: str | None,
+    decisions: Iterable[Decision],
+    reaches: frozenset[str] = frozenset(),
+) -> State:
     ordered = _heard(sorted(decisions, key=lambda decision: decision.order))
     assert ordered
     # a decision that only repeats the last word changes nothing
@@ -291,6 +306,7 @@ def _state(purpose: str, recipient: str | None, decisions: Iterable[Decision]) -
     return State(
         purpose=purpose,
         recipient=recipient,
+        reaches=reaches,
         in_force=in_force,
         since=since,
         changes=tuple(reversed(changes))[:CHANGES_MAX],

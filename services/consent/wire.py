@@ -21,6 +21,7 @@ def to_wire(visitor_id: UUID, states: Sequence[State]) -> ConsentStateV1:
             PurposeState(
                 purpose=Purpose(state.purpose),
                 recipient=state.recipient,
+                reaches=tuple(sorted(state.reaches)),
                 in_force=state.in_force,
                 since=state.since,
                 changes=tuple(

@@ -95,9 +95,9 @@ class ConsentStates:
                 if state.recipient is None
             },
             of_recipients={
-                (state.purpose.value, state.recipient): _changes(state)
+                (state.purpose.value, recipient): _changes(state)
                 for state in event.purposes
-                if state.recipient is not None
+                for recipient in (state.reaches if state.recipient is None else (state.recipient,))
             },
         )
 

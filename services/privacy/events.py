@@ -55,8 +55,8 @@ EVENTS: Classification = {
         "catalogue_version wording_version language method page"
     ),
     topics.CONSENT_STATE.name: _consent(
-        "visitor_id purposes.purpose purposes.recipient purposes.in_force purposes.since "
-        "purposes.changes.decision purposes.changes.at"
+        "visitor_id purposes.purpose purposes.recipient purposes.reaches purposes.in_force "
+        "purposes.since purposes.changes.decision purposes.changes.at"
     ),
     topics.TRANSFER.name: _consent(
         "transfer_id recipient purpose fields verdict register_version happened_at asked_at reason "

@@ -120,13 +120,12 @@ async def test_withdrawal_is_published_and_keeps_when_it_was_in_force(bench: Ben
     visitor, later = new_visitor_id(), bench.now + timedelta(minutes=1)
     await take(bench, (consent(visitor, (Purpose.MARKETING, GIVEN)), bench.now))
     (state,) = await take(bench, (consent(visitor, (Purpose.MARKETING, WITHDRAWN)), later))
-    assert [purpose.recipient for purpose in state.purposes] == [None, *NAMED]
-    for purpose in state.purposes:
-        assert (purpose.in_force, purpose.since) == (False, later)
-        assert [(c.decision, c.at) for c in purpose.changes] == [
-            (WITHDRAWN, later),
-            (GIVEN, bench.now),
-        ]
+    (purpose,) = state.purposes
+    assert (purpose.in_force, purpose.since, purpose.reaches) == (False, later, NAMED)
+    assert [(c.decision, c.at) for c in purpose.changes] == [
+        (WITHDRAWN, later),
+        (GIVEN, bench.now),
+    ]
 
 
 async def test_an_older_decision_that_comes_late_changes_nothing_in_force(
@@ -300,8 +299,8 @@ async def test_who_was_heard_is_asked_again_only_about_what_widens(
         assert [await is_to_be_asked(visitor) for visitor in heard] == [asks] * len(heard)
     # and what was agreed to reaches nobody whom only the new version names (R-E2)
     state = await _served(bench, heard[0])
-    found_states = [(one.recipient, one.in_force) for one in state.purposes]
-    assert found_states == [(None, True), *((name, True) for name in NAMED)]
+    found_states = [(one.recipient, one.in_force, one.reaches) for one in state.purposes]
+    assert found_states == [(None, True, NAMED)]
 
 
 def test_a_record_has_room_for_every_state() -> None:

@@ -270,14 +270,15 @@ def test_within_one_decision_the_named_recipient_and_the_denial_win(verdict):
 def test_who_was_not_named_gets_nothing():
     """R-F1, R-F2: a new recipient in a new version asks again; of a version unknown, nobody."""
     old = replace(decision(1, GIVEN), named=frozenset({"exchange"}))
-    states = states_of([old])
-    assert [(s.recipient, s.in_force) for s in states] == [(None, True), ("exchange", True)]
+    (state,) = states_of([old])
+    assert (state.recipient, state.in_force, state.reaches) == (None, True, frozenset({"exchange"}))
     both = replace(decision(2, GIVEN), named=frozenset({"exchange", "new-exchange"}))
     found = {state.recipient: state for state in states_of([old, both])}
     assert found["new-exchange"].in_force
     assert not in_force_at(found["new-exchange"], old.decided_at)
     assert in_force_at(found["exchange"], old.decided_at)
-    assert [s.recipient for s in states_of([decision(1, GIVEN)])] == [None]
+    (state,) = states_of([decision(1, GIVEN)])
+    assert state.reaches == set()
 
 
 def test_the_same_key_with_another_content_contradicts():

@@ -88,9 +88,8 @@ def test_nobody_gets_anything_who_was_not_named():
     found = states()
     since = NOW - timedelta(hours=1)
     both = (
-        PurposeState(purpose=MARKETING, in_force=True, since=since),
+        PurposeState(purpose=MARKETING, reaches=("amazon",), in_force=True, since=since),
         PurposeState(purpose=MARKETING, recipient="adgrx-com", in_force=False, since=since),
-        PurposeState(purpose=MARKETING, recipient="amazon", in_force=True, since=since),
     )
     event = ConsentStateV1(visitor_id=VISITOR, purposes=both)
     found.take(received(topics.CONSENT_STATE, event, NOW))
