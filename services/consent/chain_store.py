@@ -51,6 +51,7 @@ class Part:
 
     Attributes:
         contents: seq -> (salt, content) of the records that are still kept.
+        strays: places that records claim which belong to another one, or to no chain of theirs.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Part:
     entries: tuple[Entry, ...]
     anchors: tuple[Anchor, ...]
     contents: Mapping[int, tuple[bytes, bytes]]
+    strays: tuple[int, ...] = ()
 
 
 def chain_name(part: int) -> str:
@@ -153,18 +155,29 @@ async def read_part(connection: db.Connection, part: int) -> Part:
     )
     records = await connection.fetch(
         """
-        SELECT chain_seq, salt, ends_on, decision_id, purpose, proof_id, decision,
+        SELECT chain_part, chain_seq, salt, ends_on, decision_id, purpose, proof_id, decision,
             catalogue_version, wording_version, language, method, decided_at, recipient, page
-        FROM consent_record WHERE chain_part = $1
+        FROM consent_record
+        -- what claims a chain that there is not is found with the first
+        WHERE chain_part = $1 OR ($1 = 0 AND chain_part NOT BETWEEN 0 AND $2)
         """,
         part,
+        PARTS - 1,
     )
+    contents: dict[int, tuple[bytes, bytes]] = {}
+    strays = []
+    for row in records:
+        if part_of(row["proof_id"]) != row["chain_part"] or row["chain_seq"] in contents:
+            strays.append(row["chain_seq"])
+        else:
+            contents[row["chain_seq"]] = (row["salt"], content_of(row))
     return Part(
         name=chain_name(part),
         head=_entry(head),
         entries=tuple(_entry(row) for row in entries),
         anchors=tuple(_anchor(part, row) for row in anchors),
-        contents={row["chain_seq"]: (row["salt"], content_of(row)) for row in records},
+        contents=contents,
+        strays=tuple(sorted(strays)),
     )
 
 

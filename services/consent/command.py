@@ -48,6 +48,7 @@ def judge(part: Part, keys: VerifyKeys) -> dict[str, Any]:
         *chain.verify_anchors(by_seq, part.anchors, keys),
         *_against_head(part),
         *_against_contents(by_seq, part.contents),
+        *(Finding(seq=seq, fault=Fault.FORGED) for seq in part.strays),
     ]
     return {
         "chain": part.name,

@@ -120,6 +120,8 @@ class Fault(StrEnum):
     """An anchor tells of this link with another hash: the whole chain was made anew."""
     ANCHOR_FORGED = "anchor_forged"
     """The anchor of this link has no valid signature."""
+    FORGED = "forged"
+    """A record that claims the place of another one, or a chain that is not its proof's."""
     CONTENT_CHANGED = "content_changed"
     """Content and salt are there, and are not what was committed to."""
 

@@ -109,11 +109,12 @@ class Answer(StrEnum):
     ORDER_UNKNOWN = "order_unknown"
     SERVICE_UNEXPECTED = "service_unexpected"
     KIND_DIFFERS = "kind_differs"
-    CONTRADICTS = "receipt_contradicts"
+    DONE_AGAIN = "done_again"
+    """Carried out once more, by a service whose database was restored: the first receipt stands."""
 
 
 def judge(order: Order | None, receipt: Receipt, earlier: Receipt | None) -> Answer:
-    """Say what a receipt is; a second one of the same service must say the same."""
+    """Say what a receipt is."""
     if order is None:
         return Answer.ORDER_UNKNOWN
     assert order.order_id == receipt.order_id
@@ -123,7 +124,7 @@ def judge(order: Order | None, receipt: Receipt, earlier: Receipt | None) -> Ans
         return Answer.KIND_DIFFERS
     if earlier is None:
         return Answer.NEW
-    return Answer.REPEATED if earlier == receipt else Answer.CONTRADICTS
+    return Answer.REPEATED if earlier == receipt else Answer.DONE_AGAIN
 
 
 def silent(order: Order, answered: Collection[str]) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ async def take_receipts(ctx: Context[Store], receipts: Sequence[Receipt]) -> lis
         What each receipt was, in the same order.
 
     Raises:
-        Poison: a receipt fits no order, or contradicts the earlier one of its service.
+        Poison: a receipt fits no order.
     """
     await ctx.store.lock()
     standings = await ctx.store.standings({receipt.order_id for receipt in receipts})
@@ -58,7 +58,7 @@ async def take_receipts(ctx: Context[Store], receipts: Sequence[Receipt]) -> lis
         standing = standings.get(receipt.order_id)
         key = receipt.order_id, receipt.service
         answer = domain.judge(standing.order if standing else None, receipt, known.get(key))
-        if answer not in (Answer.NEW, Answer.REPEATED):
+        if answer not in (Answer.NEW, Answer.REPEATED, Answer.DONE_AGAIN):
             raise Poison(answer.value)
         if answer is Answer.NEW:
             fresh.append(receipt)

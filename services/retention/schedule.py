@@ -162,7 +162,6 @@ class RuleAction(StrEnum):
     """Whole partitions go."""
     DELETE = "delete"
     """Single records go."""
-    ANONYMISE = "anonymise"
     BLOCK_THEN_DELETE = "block_then_delete"
 
 
@@ -181,7 +180,8 @@ class DeletedBy(StrEnum):
 
 _ACTIONS = {
     DeletedBy.NOBODY: {RuleAction.NEVER_STORE},
-    DeletedBy.SERVICES: {RuleAction.DROP, RuleAction.ANONYMISE},
+    # what a service anonymises it does before it drops (ADR 0028); no order says so
+    DeletedBy.SERVICES: {RuleAction.DROP},
     DeletedBy.HOLDERS: {RuleAction.DELETE, RuleAction.BLOCK_THEN_DELETE},
     DeletedBy.RETENTION: {RuleAction.DROP},
 }

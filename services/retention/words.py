@@ -55,7 +55,6 @@ ACTIONS: Mapping[RuleAction, Texts] = {
     RuleAction.NEVER_STORE: _texts("wird nicht gespeichert", "never stored"),
     RuleAction.DROP: _texts("gelöscht", "deleted"),
     RuleAction.DELETE: _texts("gelöscht", "deleted"),
-    RuleAction.ANONYMISE: _texts("anonymisiert", "anonymised"),
     RuleAction.BLOCK_THEN_DELETE: _texts("gesperrt, dann gelöscht", "blocked, then deleted"),
 }
 

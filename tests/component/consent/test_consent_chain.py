@@ -207,6 +207,31 @@ async def test_a_record_past_the_chain_is_found(
     assert await faults(owner, part, keys) == [("missing", seq + 7)]
 
 
+@pytest.mark.parametrize("claimed", ["another chain", "no chain", "a place that is taken"])
+async def test_a_record_that_was_put_in_is_found(
+    bench: Bench[Store], owner: "asyncpg.Connection[Any]", keys: SigningKeys, claimed: str
+) -> None:
+    """K1: the service may append to the table; what it appends without the chain shows."""
+    part = await record(bench, new_visitor_id())
+    seq = await owner.fetchval("SELECT seq FROM consent_chain_head WHERE part = $1", part)
+    place = {
+        "another chain": (part + 1) % chain_store.PARTS,
+        "no chain": 99,
+        "a place that is taken": part,
+    }
+    columns = (
+        "ends_on, purpose, proof_id, decision, catalogue_version, wording_version, language,"
+        " method, decided_at, recipient, page, chain_seq, salt"
+    )
+    await owner.execute(
+        f"INSERT INTO consent_record (decision_id, chain_part, {columns})"
+        f" SELECT $1, $2, {columns} FROM consent_record WHERE chain_part = $3 AND chain_seq = $4",
+        IDS.new(), place[claimed], part, seq,
+    )  # fmt: skip
+    shown = 0 if claimed == "no chain" else place[claimed]
+    assert ("forged", seq) in await faults(owner, shown, keys)
+
+
 async def test_a_cut_off_end_is_found_by_the_anchor_though_the_head_was_cut_too(
     bench: Bench[Store], owner: "asyncpg.Connection[Any]", keys: SigningKeys
 ) -> None:
