@@ -49,7 +49,7 @@ def test_the_search_finds_everything_before_the_deadline(report: dict[str, Any])
     assert {find["label"] for find in found} == set(report["canaries"])
     assert {find["place"] for find in found} >= EVERYWHERE
     assert {"utf-8", "uuid", "inet"} <= {find["form"] for find in found}
-    assert "kafka ad-view.dead-letter" in {
+    assert "kafka ad-view-dlq" in {
         find["place"] for find in found if find["label"] == "name in a dead letter"
     }
     assert not {find["place"] for find in found} & {"metrics", "secrets", "hash_keys"}

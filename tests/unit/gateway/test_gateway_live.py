@@ -126,7 +126,10 @@ async def test_events_reach_all_sockets_of_their_visitor_and_no_other() -> None:
         assert await page.next_json() == {
             "type": "consent", "at": at,
             "purposes": [
-                {"purpose": "marketing", "in_force": False, "since": "2026-11-22T18:00:00Z"}
+                {
+                    "purpose": "marketing", "reaches": [], "in_force": False,
+                    "since": "2026-11-22T18:00:00Z",
+                }
             ],
         }  # fmt: skip
     assert (await other.next_json())["available_ms"] == 1

@@ -88,5 +88,5 @@ async def test_without_a_threat_events_have_the_network_only() -> None:
     for kept_until, expected in ((NOW + HOUR, PEER), (None, "203.0.113.0")):
         gateway.threat.learn(kept_until)
         response = await client.post("/v1/calls", json=NUMBERS)
-        assert response.status_code == 202
+        assert response.status_code == 202, response.text
         assert gateway.sender.events[-1].address == expected
