@@ -182,6 +182,15 @@ def rate_key(address: str) -> str:
     return address
 
 
+def network_of(address: str) -> str:
+    """Return an address without what tells its customers apart; what is none as it is."""
+    parsed = _parse(address)
+    if parsed is None:
+        return address
+    prefix = 24 if isinstance(parsed, ipaddress.IPv4Address) else 48
+    return str(ipaddress.ip_network(f"{parsed}/{prefix}", strict=False).network_address)
+
+
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 

@@ -4,11 +4,11 @@ Retention says until when; it is asked each minute. While it does not know of a 
 answered, only an address's network leaves this process: with it, nothing outlives the use.
 """
 
-import ipaddress
 from datetime import datetime, timedelta
 
 from services.chassis import trace
 from services.chassis.clock import Clock, sleep
+from services.gateway.domain import network_of
 from services.gateway.reads import AwayError, Reads
 
 ASK_EVERY_S = 60.0
@@ -16,7 +16,6 @@ FIRST_ASK_EVERY_S = 0.25
 FIRST_ANSWER_WITHIN_S = 15.0
 BELIEVED_FOR = timedelta(hours=1)
 """How long the last answer counts while retention is away; the assessment's end counts always."""
-_IPV4_PREFIX, _IPV6_PREFIX = 24, 48
 
 
 class Threat:
@@ -63,13 +62,3 @@ class Threat:
         except AwayError:
             return
         self.learn(found.kept_until)
-
-
-def network_of(address: str) -> str:
-    """Return an address without what tells its customers apart; what is none as it is."""
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    prefix = _IPV4_PREFIX if isinstance(parsed, ipaddress.IPv4Address) else _IPV6_PREFIX
-    return str(ipaddress.ip_network(f"{parsed}/{prefix}", strict=False).network_address)

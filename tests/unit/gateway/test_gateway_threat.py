@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
+from services.gateway.domain import network_of
 from services.gateway.threat import (
     BELIEVED_FOR,
     FIRST_ANSWER_WITHIN_S,
     Threat,
-    network_of,
 )
 from tests.unit.gateway.support import NOW, PEER, Gateway
 
