@@ -27,8 +27,6 @@ BEGIN
     END LOOP;
 END $$;
 
-DROP FUNCTION privacy_drop(text[], date, uuid);
-
 -- Drops what is due of some tables, all of one kind. First all that takes time, then all that takes
 -- locks that nobody can pass: no table is closed while another one is counted. With `waits` it may
 -- stand in the queue, for as long as lock_timeout says, where there was no good moment in `try_for`.
@@ -67,6 +65,13 @@ BEGIN
         END IF;
     END LOOP;
 END $$;
+
+-- As the version before calls it, which runs beside until it is rolled.
+CREATE OR REPLACE FUNCTION privacy_drop(names text[], before date, by_order uuid)
+RETURNS TABLE (source text, n_partitions bigint, n_rows bigint, n_held bigint, n_restricted bigint)
+LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+    SELECT * FROM privacy_drop(names, before, by_order, interval '0', true)
+$$;
 
 DO $$
 DECLARE

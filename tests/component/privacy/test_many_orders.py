@@ -206,3 +206,21 @@ async def test_no_order_waits_for_another_ones_call_to_end(world: World) -> None
         )
         receipts = [*await side.retry(), *await side.retry()]
         assert [receipt.order_id for receipt in receipts] == [orders[-1].order_id]
+
+
+async def test_the_version_before_can_still_drop(world: World, service: str) -> None:
+    """D1: it runs beside the new schema until it is rolled, and calls as it always did."""
+    async with open_side(world, service) as side:
+        day, visitor_id = side.today - timedelta(days=6), new_visitor_id()
+        await side.fill(visitor_id, day)
+        named = [t for t in side.tables if t.subject_column is not None]
+        kind = named[0].kind
+        rows = await side.bench.fetch(
+            "SELECT * FROM privacy_drop($1, $2, $3)",
+            [table.name for table in side.tables if table.kind is kind],
+            day + timedelta(days=1),
+            IDS.new(),
+        )
+        assert sum(row["n_rows"] for row in rows) > 0
+        live = await side.live()
+        assert all(str(visitor_id) not in text for text in live[named[0].name])
