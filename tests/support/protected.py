@@ -1,7 +1,8 @@
 """Three services with rows of visitors, and orders on them: for the tests of the executor.
 
 Rows are written as the owner, all tables of a service for one visitor and day, in a state that the
-service's own invariants accept.
+service's own invariants accept. Lots end after all that a test does, whatever the hour: an expiry
+of its own would be told beside the orders.
 """
 
 import contextlib
@@ -45,7 +46,7 @@ view AS (INSERT INTO ad_view SELECT day, ticket_id, kind, visitor_id, at, 16000,
 address AS (INSERT INTO ad_view_address SELECT day, ticket_id, '192.0.2.7' FROM given),
 report AS (INSERT INTO partner_report SELECT day, ticket_id, 'complete', 'house-1' FROM given),
 watch AS (INSERT INTO visitor_watch SELECT day, visitor_id, at, 4000 FROM given),
-lot AS (INSERT INTO lot SELECT day, ticket_id, visitor_id, at + interval '6 days', 4000,
+lot AS (INSERT INTO lot SELECT day, ticket_id, visitor_id, at + interval '8 days', 4000,
         1000, CASE WHEN $5 THEN 3000 ELSE 0 END, CASE WHEN $5 THEN 0 ELSE 3000 END, 0, 0
         FROM given),
 posted AS (INSERT INTO posting (lot_day, ticket_id, visitor_id, operation, debit_account,
