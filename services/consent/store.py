@@ -265,6 +265,8 @@ class Store:
         await self._connection.execute("SELECT consent_year_maintain()")
 
     async def _records(self, proof_ids: list[UUID]) -> list[asyncpg.Record]:
+        if not proof_ids:
+            return []  # a poll of first choices: as a rule
         rows: list[asyncpg.Record] = await self._connection.fetch(
             """
             SELECT decision_id, purpose, recipient, decision, method, catalogue_version,
