@@ -42,13 +42,15 @@ def build(settings: Settings | None = None) -> Service[Any]:
         day_tables=[DayTable(name) for name in by_day(TABLES)],
         invariants={**INVARIANTS, **transfer_store.INVARIANTS},
     )
+    anchor_keys = SigningKeys.from_json(settings.anchor_keys.get_secret_value())
+    service.on_secret("anchor_keys", anchor_keys.replace)
     receipt_keys = SigningKeys.from_json(settings.receipt_keys.get_secret_value())
     service.on_secret("receipt_keys", receipt_keys.replace)
     executor = Executor(
         TABLES,
         simulation=settings.simulation,
         keys=receipt_keys,
-        hooks=Hooks(settle=handlers.forget_states),
+        hooks=Hooks(before_drop=handlers.leave_takings(anchor_keys), settle=handlers.forget_states),
     )
     service.consume(
         {
@@ -59,8 +61,6 @@ def build(settings: Settings | None = None) -> Service[Any]:
         first=topics.RETENTION_ORDER,
     )
     retry_waiting_orders(service, executor)
-    anchor_keys = SigningKeys.from_json(settings.anchor_keys.get_secret_value())
-    service.on_secret("anchor_keys", anchor_keys.replace)
     service.serve(build_http(service.transaction, anchor_keys))
     service.task(
         "anchors", lambda: service.weatherproof("anchors", lambda: _anchor(service, anchor_keys))

@@ -16,7 +16,7 @@ from services.consent.declaration import DECLARATION
 from services.consent.settings import Settings
 from services.consent.store import Store
 from services.privacy import chain
-from services.privacy.chain import Entry, Fault, Finding, SigningKeys, VerifyKeys
+from services.privacy.chain import Entry, Fault, Finding, SigningKeys, Taking, VerifyKeys
 from services.privacy.kept import kept as read_kept
 
 EXIT_REFUSED = 2
@@ -31,31 +31,58 @@ async def verify(arguments: Sequence[str]) -> int:
     settings = Settings.load()
     keys = VerifyKeys(SigningKeys.from_json(settings.secret("anchor_keys").read()).public())
     results = []
-    for part in range(chain_store.PARTS):
+    for part in range(chain_store.PARTS + 1):
         async with transaction(
             settings.secret("database_url"), DECLARATION.name, Store, SystemClock()
         ) as ctx:
-            results.append(judge(await ctx.store.chain_part(part), keys))
+            # first, and locked: nothing is taken between this reading and the next one
+            takings = await ctx.store.chain_part(chain_store.TAKINGS)
+            is_of_takings = part == chain_store.TAKINGS
+            found = takings if is_of_takings else await ctx.store.chain_part(part)
+            results.append(judge(found, keys, proven(takings, keys)))
     sys.stdout.write(json.dumps(results, indent=2) + "\n" if as_json else _as_table(results))
     return 0 if all(result["intact"] for result in results) else EXIT_NOT_INTACT
 
 
-def judge(part: Part, keys: VerifyKeys) -> dict[str, Any]:
-    """Return what is to be said of one chain, in JSON's types."""
+def proven(part: Part, keys: VerifyKeys) -> list[Taking]:
+    """Return what orders took, as far as it is in the chain of takings and signed."""
     by_seq = {entry.seq: entry for entry in part.entries}
+    return [
+        one
+        for one in part.takings
+        if one.is_signed(keys)
+        and one.seq in by_seq
+        and chain.is_content_of(by_seq[one.seq], *part.contents[one.seq])
+    ]
+
+
+def judge(part: Part, keys: VerifyKeys, takings: Sequence[Taking] = ()) -> dict[str, Any]:
+    """Return what is to be said of one chain, in JSON's types.
+
+    Args:
+        takings: proven ones; a content that is gone by none of them is a finding.
+    """
+    by_seq = {entry.seq: entry for entry in part.entries}
+    gone = by_seq.keys() - part.contents.keys()
     findings = [
         *chain.verify(part.entries),
         *chain.verify_anchors(by_seq, part.anchors, keys),
         *_against_head(part),
         *_against_contents(by_seq, part.contents),
         *(Finding(seq=seq, fault=Fault.FORGED) for seq in part.strays),
+        *(
+            Finding(seq=one.seq, fault=Fault.TAKING_FORGED)
+            for one in part.takings
+            if not one.is_signed(keys)
+        ),
+        *chain.against_takings(part.name, part.contents, gone, takings),
     ]
     return {
         "chain": part.name,
         "intact": not findings,
         "entries": len(part.entries),
-        # erased, or dropped with their year: what they said is gone, the chain is whole
-        "without_record": len({e.seq for e in part.entries} - part.contents.keys()),
+        # their period ended: what they said is gone, the chain is whole
+        "without_record": len(gone),
         "anchors": len(part.anchors),
         "findings": [_finding(finding) for finding in findings],
     }

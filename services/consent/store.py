@@ -238,6 +238,14 @@ class Store:
         """Sign the end of each chain once a day; return how many were signed."""
         return await chain_store.anchor(self._connection, keys, day)
 
+    async def leave_taking(
+        self, keys: chain.SigningKeys, order_id: UUID, before: date, *, of_now: bool
+    ) -> int:
+        """Say which records an order is about to drop; see `chain_store`."""
+        return await chain_store.leave_taking(
+            self._connection, keys, order_id, before, of_now=of_now
+        )
+
     async def chain_part(self, part: int) -> chain_store.Part:
         """Read all of one chain, to verify it."""
         return await chain_store.read_part(self._connection, part)

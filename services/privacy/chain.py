@@ -124,6 +124,12 @@ class Fault(StrEnum):
     """A record that claims the place of another one, or a chain that is not its proof's."""
     CONTENT_CHANGED = "content_changed"
     """Content and salt are there, and are not what was committed to."""
+    CONTENT_GONE = "content_gone"
+    """Content and salt are not there, and no order is known that took them."""
+    CONTENT_BACK = "content_back"
+    """An order took the content, and it is there."""
+    TAKING_FORGED = "taking_forged"
+    """What says that an order took contents is not signed by us."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,6 +270,83 @@ def _public(text: str) -> Ed25519PublicKey:
     if len(raw) != _SEED_BYTES:
         raise ValueError("a key must be 64 hex digits")
     return Ed25519PublicKey.from_public_bytes(raw)
+
+
+# ---------------------------------------------------------------------- contents that were taken
+
+
+Ranges = tuple[tuple[int, int], ...]
+"""First and last numbers of runs of links, ascending."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taking:
+    """An order took contents and salts: numbers of links and the order's id, nobody's data (D4).
+
+    It is a content of a chain of its own, under no salt: there is nothing to hide. The signature
+    keeps those from writing one who may write the tables and do not have the key.
+
+    Attributes:
+        chain: whose contents were taken.
+        seq: of its own link.
+    """
+
+    chain: str
+    seq: int
+    order_id: UUID
+    ranges: Ranges
+    key_id: str = ""
+    signature: bytes = b""
+
+    def content(self) -> bytes:
+        """Return what its link commits to."""
+        ranges = [list(each) for each in self.ranges]
+        return canonical({"chain": self.chain, "order_id": self.order_id, "ranges": ranges})
+
+    def _message(self) -> bytes:
+        return b"taking\0" + self.seq.to_bytes(8, "big") + self.content()
+
+    def signed(self, keys: SigningKeys) -> "Taking":
+        """Return it with its signature."""
+        key_id, signature = keys.sign(self._message())
+        return replace(self, key_id=key_id, signature=signature)
+
+    def is_signed(self, keys: VerifyKeys) -> bool:
+        """Whether its signature is one of ours."""
+        return keys.is_valid(self.key_id, self.signature, self._message())
+
+
+NO_SALT = bytes(SALT_BYTES)
+"""Of contents that are nobody's."""
+
+
+def against_takings(
+    chain: str, kept: Iterable[int], gone: Iterable[int], takings: Iterable[Taking]
+) -> list[Finding]:
+    """Return where contents are gone that nothing took, or there though something did.
+
+    A run of numbers shows once, by its first.
+
+    Args:
+        kept: numbers whose content is there.
+        gone: numbers whose content is not.
+        takings: proven ones, of any chain.
+    """
+    taken = {
+        seq
+        for one in takings
+        if one.chain == chain
+        for first, last in one.ranges
+        for seq in range(first, last + 1)
+    }
+    return [
+        *_runs(set(gone) - taken, Fault.CONTENT_GONE),
+        *_runs(set(kept) & taken, Fault.CONTENT_BACK),
+    ]
+
+
+def _runs(seqs: set[int], fault: Fault) -> list[Finding]:
+    return [Finding(seq=seq, fault=fault) for seq in sorted(seqs) if seq - 1 not in seqs]
 
 
 # ---------------------------------------------------------------------- anchors
