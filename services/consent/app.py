@@ -13,7 +13,7 @@ from services.consent.classification import TABLES
 from services.consent.declaration import DECLARATION
 from services.consent.http import build_http
 from services.consent.registers import Teller
-from services.consent.settings import Settings
+from services.consent.settings import Settings, replace_apart
 from services.consent.store import INVARIANTS
 from services.consent.transfer_store import ConsentStore
 from services.privacy import calendar
@@ -43,7 +43,8 @@ def build(settings: Settings | None = None) -> Service[Any]:
         invariants={**INVARIANTS, **transfer_store.INVARIANTS},
     )
     anchor_keys = SigningKeys.from_json(settings.anchor_keys.get_secret_value())
-    service.on_secret("anchor_keys", anchor_keys.replace)
+    proof_keys = SigningKeys.from_json(settings.proof_keys.get_secret_value())
+    service.on_secret("anchor_keys", lambda text: replace_apart(anchor_keys, text, proof_keys))
     receipt_keys = SigningKeys.from_json(settings.receipt_keys.get_secret_value())
     service.on_secret("receipt_keys", receipt_keys.replace)
     executor = Executor(
@@ -61,7 +62,8 @@ def build(settings: Settings | None = None) -> Service[Any]:
         first=topics.RETENTION_ORDER,
     )
     retry_waiting_orders(service, executor)
-    service.serve(build_http(service.transaction, anchor_keys))
+    service.on_secret("proof_keys", lambda text: replace_apart(proof_keys, text, anchor_keys))
+    service.serve(build_http(service.transaction, proof_keys))
     service.task(
         "anchors", lambda: service.weatherproof("anchors", lambda: _anchor(service, anchor_keys))
     )

@@ -17,6 +17,7 @@ PARTS = 8
 """Chains side by side, so that processes seldom wait for one another; as many heads are stored."""
 TAKINGS = PARTS
 """The chain of what orders took from the others: no decision ever waits for it."""
+ALL = range(PARTS + 1)
 
 
 def part_of(proof_id: UUID) -> int:
@@ -227,18 +228,11 @@ async def read_part(connection: db.Connection, part: int) -> Part:
     entries = await connection.fetch(
         "SELECT seq, commitment, hash FROM consent_chain WHERE part = $1 ORDER BY seq", part
     )
-    anchors = await connection.fetch(
-        """
-        SELECT anchored_on, seq, hash, key_id, signature FROM consent_anchor
-        WHERE part = $1 ORDER BY anchored_on
-        """,
-        part,
-    )
     found = Part(
         name=chain_name(part),
         head=_entry(head),
         entries=tuple(_entry(row) for row in entries),
-        anchors=tuple(_anchor(part, row) for row in anchors),
+        anchors=tuple(await read_anchors(connection, [part])),
         contents={},
     )
     if part == TAKINGS:
@@ -247,6 +241,28 @@ async def read_part(connection: db.Connection, part: int) -> Part:
         return replace(found, contents=contents, takings=takings)
     contents, strays = await _read_records(connection, part)
     return replace(found, contents=contents, strays=strays)
+
+
+async def read_anchors(connection: db.Connection, parts: Sequence[int]) -> list[Anchor]:
+    """Return the anchors of chains, the oldest first."""
+    rows = await connection.fetch(
+        """
+        SELECT part, anchored_on, seq, hash, key_id, signature FROM consent_anchor
+        WHERE part = ANY($1) ORDER BY anchored_on, part
+        """,
+        list(parts),
+    )
+    return [
+        Anchor(
+            chain=chain_name(row["part"]),
+            day=row["anchored_on"],
+            seq=row["seq"],
+            hash=row["hash"],
+            key_id=row["key_id"],
+            signature=row["signature"],
+        )
+        for row in rows
+    ]
 
 
 async def _read_takings(connection: db.Connection) -> tuple[Taking, ...]:
@@ -300,14 +316,3 @@ def _entry(row: asyncpg.Record) -> Entry:
 
 def _row(part: int, entry: Entry) -> tuple[int, int, bytes, bytes]:
     return part, entry.seq, entry.commitment, entry.hash
-
-
-def _anchor(part: int, row: asyncpg.Record) -> Anchor:
-    return Anchor(
-        chain=chain_name(part),
-        day=row["anchored_on"],
-        seq=row["seq"],
-        hash=row["hash"],
-        key_id=row["key_id"],
-        signature=row["signature"],
-    )

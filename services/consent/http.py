@@ -65,7 +65,7 @@ def build_http(
 
     @app.get("/v1/receipt-keys")
     async def receipt_keys() -> dict[str, str]:
-        """Return the public keys (Ed25519, hex) by which receipts and anchors verify."""
+        """Return the public keys (Ed25519, hex) by which receipts verify."""
         return keys.public()
 
     _serve_catalogues(app, transaction)

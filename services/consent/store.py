@@ -246,6 +246,10 @@ class Store:
             self._connection, keys, order_id, before, of_now=of_now
         )
 
+    async def anchors(self) -> list[chain.Anchor]:
+        """Return all anchors, the oldest first."""
+        return await chain_store.read_anchors(self._connection, chain_store.ALL)
+
     async def chain_part(self, part: int) -> chain_store.Part:
         """Read all of one chain, to verify it."""
         return await chain_store.read_part(self._connection, part)

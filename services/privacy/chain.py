@@ -118,6 +118,8 @@ class Fault(StrEnum):
     """An anchor tells of this link, and the chain ends before it."""
     ANCHOR_DIFFERS = "anchor_differs"
     """An anchor tells of this link with another hash: the whole chain was made anew."""
+    ANCHOR_GONE = "anchor_gone"
+    """An anchor that is kept elsewhere is not among those that are stored beside the chain."""
     ANCHOR_FORGED = "anchor_forged"
     """The anchor of this link has no valid signature."""
     FORGED = "forged"
@@ -382,6 +384,56 @@ def anchor(keys: SigningKeys, chain: str, day: date, head: Entry) -> Anchor:
     )
 
 
+def anchor_text(one: Anchor) -> str:
+    """Return an anchor as one line of JSON, to be kept elsewhere."""
+    said = {
+        "chain": one.chain,
+        "day": one.day,
+        "seq": one.seq,
+        "hash": one.hash.hex(),
+        "key_id": one.key_id,
+        "signature": one.signature.hex(),
+    }
+    return canonical(said).decode()
+
+
+def read_anchor(text: str) -> Anchor:
+    """Read an anchor's line.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        said = json.loads(text)
+        return Anchor(
+            chain=str(said["chain"]),
+            day=date.fromisoformat(said["day"]),
+            seq=int(said["seq"]),
+            hash=bytes.fromhex(said["hash"]),
+            key_id=str(said["key_id"]),
+            signature=bytes.fromhex(said["signature"]),
+        )
+    except (KeyError, TypeError, ValueError):
+        raise ValueError("that is no anchor") from None
+
+
+def against_kept(
+    stored: Iterable[Anchor], kept: Iterable[Anchor], keys: VerifyKeys
+) -> list[Finding]:
+    """Return which anchors kept elsewhere are not stored; forged ones are found by themselves."""
+    known = set(stored)
+    return [
+        Finding(seq=one.seq, fault=Fault.ANCHOR_GONE)
+        for one in kept
+        if one not in known and _is_valid(one, keys)
+    ]
+
+
+def _is_valid(one: Anchor, keys: VerifyKeys) -> bool:
+    message = _anchor_message(one.chain, one.day, one.seq, one.hash)
+    return keys.is_valid(one.key_id, one.signature, message)
+
+
 def verify_anchors(
     entries: Mapping[int, Entry], anchors: Iterable[Anchor], keys: VerifyKeys
 ) -> list[Finding]:
@@ -393,9 +445,8 @@ def verify_anchors(
     last = max(entries, default=0)
     found = []
     for one in anchors:
-        message = _anchor_message(one.chain, one.day, one.seq, one.hash)
         entry = entries.get(one.seq)
-        if not keys.is_valid(one.key_id, one.signature, message):
+        if not _is_valid(one, keys):
             found.append(Finding(seq=one.seq, fault=Fault.ANCHOR_FORGED))
         elif one.seq > last:
             found.append(Finding(seq=one.seq, fault=Fault.CUT))

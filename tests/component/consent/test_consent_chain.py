@@ -4,9 +4,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -33,6 +34,7 @@ from services.privacy.chain import SigningKeys, VerifyKeys, new_salt
 from services.privacy.executor import Executor, Hooks
 from tests.support.bench import Bench, new_visitor_id, open_bench, received
 from tests.support.stack import World
+from tests.support.staff import Shell
 
 WORLD_SERVICES = ("consent",)
 IDS = TimeOrderedIds()
@@ -95,12 +97,15 @@ async def record(bench: Bench[Store], visitor_id: UUID, n: int = N_RECORDS) -> i
 
 
 async def faults(
-    connection: "asyncpg.Connection[Any]", part: int, keys: SigningKeys
+    connection: "asyncpg.Connection[Any]",
+    part: int,
+    keys: SigningKeys,
+    kept: Sequence[chain.Anchor] | None = None,
 ) -> list[tuple[str, int]]:
     """Return what `verify` finds in a chain, by kind and place."""
     public = VerifyKeys(keys.public())
     takings = proven(await chain_store.read_part(connection, chain_store.TAKINGS), public)
-    found = judge(await chain_store.read_part(connection, part), public, takings)
+    found = judge(await chain_store.read_part(connection, part), public, takings, kept)
     assert found["intact"] == (not found["findings"])
     return [(finding["fault"], finding["seq"]) for finding in found["findings"]]
 
@@ -493,6 +498,79 @@ async def test_the_service_itself_cannot_change_what_it_recorded(
     """K1, R-C5: append-only by rights."""
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         await bench.connection.execute(statement)
+
+
+# ---------------------------------------------------------------------- anchors kept elsewhere
+
+
+@pytest.mark.parametrize("how", ["with our key", "without anchors", "with another key"])
+async def test_a_database_made_anew_is_found_by_anchors_kept_elsewhere(
+    bench: Bench[Store], owner: "asyncpg.Connection[Any]", keys: SigningKeys, how: str
+) -> None:
+    """K1: all of it rewritten: links, records, heads, takings, anchors; even with our own key."""
+    part = await record(bench, new_visitor_id())
+    await chain_store.anchor(owner, keys, (bench.now + timedelta(days=1)).date())
+    kept = await chain_store.read_anchors(owner, chain_store.ALL)
+    assert await faults(owner, part, keys, kept) == []
+    (row,) = await owner.fetch(
+        "SELECT * FROM consent_record WHERE chain_part = $1 ORDER BY chain_seq DESC LIMIT 1", part
+    )
+    await owner.execute("TRUNCATE consent_chain, consent_anchor, consent_taking, consent_record")
+    await owner.execute(
+        "UPDATE consent_chain_head SET seq = 0, commitment = $1, hash = $1", chain.GENESIS
+    )
+    # what never was: the same person refused
+    content = chain_store.content_of({**row, "decision": "refused"})
+    n_links = max(one.seq for one in kept)
+    for each in range(chain_store.PARTS):
+        forged = [chain.commitment(row["salt"], content)] * n_links
+        await chain_store.append(owner, {each: forged})
+    if how != "without anchors":
+        signing = keys if how == "with our key" else SigningKeys({"k1": "ab" * 32})
+        await chain_store.anchor(owner, signing, (bench.now + timedelta(days=1)).date())
+    (here,) = [one for one in kept if one.chain == f"consent/{part}"][-1:]
+    found = await faults(owner, part, keys, kept)
+    assert ("anchor_differs", here.seq) in found
+    assert ("anchor_gone", here.seq) in found
+    # without them the anchors tell nothing, or what the key's owner wants
+    unseen = {fault for fault, _ in await faults(owner, part, keys)} - {"content_gone"}
+    assert unseen == ({"anchor_forged"} if how == "with another key" else set())
+
+
+async def test_anchors_go_out_by_one_command_and_are_compared_by_another(
+    bench: Bench[Store], world: World, keys: SigningKeys, tmp_path: Path
+) -> None:
+    """K1: as a person types it; a file that compares nothing is no proof of anything."""
+    shell = Shell(world, tmp_path)
+    await record(bench, new_visitor_id())
+    async with bench.transaction() as ctx:
+        await ctx.store.anchor(keys, bench.now.date())
+    exported = await shell.run("anchors")
+    lines = exported.out.splitlines()
+    assert len(lines) == len(await bench.fetch("TABLE consent_anchor")) > 0
+    file = tmp_path / "anchors.jsonl"
+    file.write_text(exported.out, encoding="utf-8")
+    good = await shell.run("verify", "--json", "--anchors", str(file))
+    assert good.code == 0, good.out
+    assert sum(one["kept_anchors"] for one in good.answer) == len(lines)
+    listed = (await shell.run("anchor-keys")).answer
+    public = VerifyKeys(listed)
+    for line in lines:
+        one = chain.read_anchor(line)
+        assert chain.verify_anchors({}, [one], public) == [
+            chain.Finding(seq=one.seq, fault=chain.Fault.CUT)
+        ], "it is signed by a listed key, and tells of a link that an empty chain has not"
+    receipt_keys = (await shell.run("receipt-keys")).answer
+    assert set(listed.values()).isdisjoint(receipt_keys.values())
+    told = json.loads(lines[-1])
+    for changed, code in (
+        (json.dumps(told | {"hash": "ab" * 32}), 3),
+        (json.dumps(told | {"chain": "consent/99"}), 2),
+        ("", 2),
+        ("{}", 2),
+    ):
+        file.write_text(changed, encoding="utf-8")
+        assert (await shell.run("verify", "--anchors", str(file))).code == code, changed
 
 
 async def test_verify_says_what_is_intact(bench: Bench[Store], world: World) -> None:
