@@ -12,11 +12,12 @@ from services.consent import catalogues, handlers, transfer_store, transfers
 from services.consent.classification import TABLES
 from services.consent.declaration import DECLARATION
 from services.consent.http import build_http
+from services.consent.receipts import Controller, Issuer
 from services.consent.registers import Teller
 from services.consent.settings import Settings, replace_apart
 from services.consent.store import INVARIANTS
 from services.consent.transfer_store import ConsentStore
-from services.privacy import calendar
+from services.privacy import calendar, recipients
 from services.privacy.chain import SigningKeys
 from services.privacy.declare import by_day
 from services.privacy.erased import unless_erased
@@ -63,7 +64,8 @@ def build(settings: Settings | None = None) -> Service[Any]:
     )
     retry_waiting_orders(service, executor)
     service.on_secret("proof_keys", lambda text: replace_apart(proof_keys, text, anchor_keys))
-    service.serve(build_http(service.transaction, proof_keys))
+    issuer = Issuer(controller=Controller.of(settings), register=recipients.load(), keys=proof_keys)
+    service.serve(build_http(service.transaction, issuer))
     service.task(
         "anchors", lambda: service.weatherproof("anchors", lambda: _anchor(service, anchor_keys))
     )

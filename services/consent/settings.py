@@ -2,7 +2,7 @@
 
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, SecretStr, model_validator
+from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.chassis.settings import ServiceSettings
@@ -31,6 +31,15 @@ class Settings(ServiceSettings):
 
     receipt_keys: Keys
     """Sign the receipts that retention gets (ADR 0027)."""
+
+    controller_iri: Annotated[str, Field(pattern=r"^https://\S+$")] = "https://callpartner.de/"
+    controller_name: Annotated[str, Field(min_length=1, max_length=200)] = "callpartner.de"
+    controller_contact: Annotated[str, Field(pattern=r"^(mailto:|https://)\S+$")] = (
+        "https://callpartner.de/"
+    )
+    """Where a person exercises their rights; receipts say so (R-H1)."""
+    controller_page: Annotated[str, Field(pattern=r"^https://\S+$")] = "https://callpartner.de/"
+    """Where a choice is changed or withdrawn."""
 
     @model_validator(mode="after")
     def _keeps_keys_apart(self) -> Self:

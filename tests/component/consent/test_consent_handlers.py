@@ -33,11 +33,13 @@ from services.privacy.chain import SigningKeys, VerifyKeys
 from services.privacy.executor import Executor, Hooks, on_retention_orders
 from services.privacy.invariants import D2_INVARIANTS
 from tests.support.bench import Bench, new_visitor_id, open_bench, received
+from tests.support.issuing import issuer
 from tests.support.stack import World
 
 WORLD_SERVICES = ("consent",)
 IDS = TimeOrderedIds()
 KEYS = SigningKeys({"k1": bytes(range(32)).hex()})
+ISSUER = issuer(KEYS)
 CURRENT = "2026-11.2"
 NAMED = ("ad-partner", "adgrx-com", "amazon-adsystem-com", "stickyadstv-com")
 """Whom it names for marketing."""
@@ -223,9 +225,12 @@ async def test_choices_about_recipients_are_recorded_and_published(bench: Bench[
     assert [tuple(row) for row in rows] == [("", "given"), ("adgrx-com", "refused")]
     async with bench.transaction() as ctx:
         recorded = await ctx.store.recorded_of(visitor)
-    (signed,) = receipts.receipts(recorded, controller="https://callpartner.de/", keys=KEYS)
-    named = {one.get("dpv:hasRecipient") for one in signed["receipt"]["dpv:hasProcess"]}
-    assert named == {None, "adgrx-com"}
+    (signed,) = receipts.receipts(recorded, ISSUER, bench.now)
+    told = [
+        {to["dct:identifier"] for to in process["dpv:hasRecipient"]}
+        for process in signed["receipt"]["dpv:hasRecordOfActivity"]["dpv:hasProcess"]
+    ]
+    assert told == [set(NAMED), {"adgrx-com"}], "who is named by nobody but the version shown too"
     assert await take(bench, (event, bench.now)) == []
 
 
@@ -265,7 +270,7 @@ async def test_who_was_heard_is_asked_again_only_about_what_widens(
     """R-F2: a new version that adds a recipient asks again; one that mends a typo does not."""
 
     async def is_to_be_asked(visitor: UUID) -> bool:
-        transport = httpx.ASGITransport(app=build_http(bench.transaction, KEYS))
+        transport = httpx.ASGITransport(app=build_http(bench.transaction, ISSUER))
         async with httpx.AsyncClient(transport=transport, base_url="http://consent") as client:
             found = (await client.get(f"/v1/visitors/{visitor}/question")).json()
         return bool(found["is_to_be_asked"])
@@ -386,7 +391,7 @@ async def test_any_split_order_and_repetition_ends_in_the_same_state(bench: Benc
 
 
 async def _served(bench: Bench[Store], visitor: UUID) -> ConsentStateV1:
-    transport = httpx.ASGITransport(app=build_http(bench.transaction, KEYS))
+    transport = httpx.ASGITransport(app=build_http(bench.transaction, ISSUER))
     async with httpx.AsyncClient(transport=transport, base_url="http://consent") as client:
         response = await client.get(f"/v1/visitors/{visitor}/consent")
     assert response.status_code == 200
@@ -398,7 +403,7 @@ async def test_a_visitor_gets_receipts_and_the_catalogue_again(bench: Bench[Stor
     visitor, later = new_visitor_id(), bench.now + timedelta(minutes=1)
     await take(bench, (consent(visitor, (Purpose.MARKETING, GIVEN)), bench.now))
     await take(bench, (consent(visitor, (Purpose.MARKETING, WITHDRAWN)), later))
-    transport = httpx.ASGITransport(app=build_http(bench.transaction, KEYS))
+    transport = httpx.ASGITransport(app=build_http(bench.transaction, ISSUER))
     async with httpx.AsyncClient(transport=transport, base_url="http://consent") as client:
         signed = (await client.get(f"/v1/visitors/{visitor}/receipts")).json()
         public = VerifyKeys((await client.get("/v1/receipt-keys")).json())
@@ -412,6 +417,41 @@ async def test_a_visitor_gets_receipts_and_the_catalogue_again(bench: Bench[Stor
     assert again.json() == shown
     assert shown["hash"] == catalogues.published()[shown["version"]]["de"]
     assert unknown.status_code == 404
+
+
+async def test_questions_and_signals_by_the_hundred_hide_no_choice(bench: Bench[Store]) -> None:
+    """R-F2, R-F3: a page that was shown often is no reason to ask again or to forget a receipt."""
+    visitor, minute = new_visitor_id(), timedelta(minutes=1)
+    given = consent(visitor, (Purpose.MARKETING, GIVEN), (Purpose.STATISTICS, REFUSED))
+    await take(bench, (given, bench.now - 600 * minute))
+    closed = consent(visitor, (Purpose.MARKETING, ConsentDecision.DISMISSED))
+    await take(bench, (closed, bench.now - 599 * minute))
+    noise = [consent(visitor, (Purpose.MARKETING, ConsentDecision.SERVED)) for _ in range(300)] + [
+        ConsentV1(
+            decision_id=IDS.new(),
+            visitor_id=visitor,
+            choices=(ConsentChoice(purpose=Purpose.MARKETING, decision=ConsentDecision.OBJECTED),),
+            method=ConsentMethod.SIGNAL,
+        )
+        for _ in range(300)
+    ]
+    await take(bench, *[(one, bench.now - n * minute / 2) for n, one in enumerate(noise)])
+    toggles = [consent(visitor, (Purpose.STATISTICS, REFUSED)) for _ in range(100)]
+    await take(bench, *[(one, bench.now - n * minute / 2) for n, one in enumerate(toggles)])
+    async with bench.transaction() as ctx:
+        recorded = await ctx.store.recorded_of(visitor)
+    found = {(one.decision_id, one.purpose) for one in recorded}
+    assert {(given.decision_id, p) for p in ("marketing", "statistics")} <= found, "and whole"
+    assert (closed.decision_id, "marketing") in found
+    assert (toggles[0].decision_id, "statistics") in found
+    transport = httpx.ASGITransport(app=build_http(bench.transaction, ISSUER))
+    async with httpx.AsyncClient(transport=transport, base_url="http://consent") as client:
+        answer = await client.get(f"/v1/visitors/{visitor}/receipts")
+        question = (await client.get(f"/v1/visitors/{visitor}/question")).json()
+    assert len(answer.content) < 2**20, "what the gateway hands on at most"
+    told = {one["receipt"]["dct:identifier"] for one in answer.json()}
+    assert f"{given.decision_id}#receipt" in told
+    assert not question["is_to_be_asked"]
 
 
 async def test_an_erasure_publishes_that_nothing_is_in_force(bench: Bench[Store]) -> None:
