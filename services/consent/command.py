@@ -17,6 +17,7 @@ from services.consent.declaration import DECLARATION
 from services.consent.settings import Settings
 from services.consent.store import Store
 from services.privacy import chain
+from services.privacy.accesses import accesses as read_accesses
 from services.privacy.chain import Anchor, Entry, Fault, Finding, SigningKeys, Taking, VerifyKeys
 from services.privacy.kept import kept as read_kept
 
@@ -201,6 +202,12 @@ def _as_table(results: Sequence[dict[str, Any]]) -> str:
             f" record, {result['anchors']} anchors{_kept(result)}: {said}"
         )
     return "\n".join(lines) + "\n"
+
+
+async def accesses(arguments: Sequence[str]) -> int:
+    """Print who of the staff looked or acted; see `services/privacy/accesses.py`."""
+    url = Settings.load().secret("database_url")
+    return await read_accesses(arguments, service=DECLARATION.name, url=url)
 
 
 async def kept(arguments: Sequence[str]) -> int:

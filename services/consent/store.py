@@ -22,6 +22,8 @@ RECEIPTS_MAX = 64
 RECEIPTS_WITHOUT_ANSWER_MAX = 16
 """The same of a browser's signals, of questions closed, and of questions shown."""
 
+IMPORT_LOCK = 7_411_033
+"""Beside the chassis' and the executor's locks."""
 SIGNAL = "signal"
 """The method of what a browser says for the visitor."""
 
@@ -200,6 +202,17 @@ class Store:
             SIGNAL,
             RECEIPTS_WITHOUT_ANSWER_MAX,
             RECEIPTS_MAX,
+        )
+        return [_recorded(row) for row in rows]
+
+    async def import_alone(self) -> None:
+        """Wait for another import to end: both would find that nothing is recorded yet."""
+        await self._connection.execute("SELECT pg_advisory_xact_lock($1)", IMPORT_LOCK)
+
+    async def recorded_under(self, proof_ids: Collection[UUID]) -> list[Recorded]:
+        """Return what is recorded under proof ids, with what a receipt says."""
+        rows = await self._connection.fetch(
+            "SELECT * FROM consent_record WHERE proof_id = ANY($1)", list(proof_ids)
         )
         return [_recorded(row) for row in rows]
 

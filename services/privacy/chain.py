@@ -7,6 +7,7 @@ was done; a cut at its end shows against an anchor, a signed head.
 """
 
 import hashlib
+import hmac
 import json
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -218,6 +219,16 @@ class SigningKeys:
         """Return the id of the key and the signature (64 bytes)."""
         kid, key = next(iter(self._keys.items()))
         return kid, key.sign(message)
+
+    def derived(self, message: bytes) -> list[bytes]:
+        """Return 32 bytes that nobody can compute without a key, for each key, the first first.
+
+        No signature and of no use as one: an id that is the same again as long as a key is known.
+        """
+        return [
+            hmac.digest(key.private_bytes_raw(), b"derived\0" + message, "sha256")
+            for key in self._keys.values()
+        ]
 
     def public(self) -> dict[str, str]:
         """Return the public keys as `VerifyKeys` reads them."""
