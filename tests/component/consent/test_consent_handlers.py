@@ -354,7 +354,83 @@ async def test_a_decision_id_with_another_content_is_poison(bench: Bench[Store])
         await take(bench, (stolen, bench.now))
 
 
-async def test_a_decision_older_than_its_topic_allows_is_refused(bench: Bench[Store]) -> None:
+UNTIMELY = {
+    "too_old": -timedelta(hours=73),
+    "weeks_old": -timedelta(days=40),
+    "from_the_future": timedelta(minutes=6),
+    "days_ahead": timedelta(days=9),
+}
+
+
+@pytest.mark.parametrize("name", UNTIMELY)
+@pytest.mark.parametrize("denial", [WITHDRAWN, REFUSED, ConsentDecision.OBJECTED])
+async def test_a_denial_by_a_wrong_clock_counts_from_when_it_came(
+    bench: Bench[Store], name: str, denial: ConsentDecision
+) -> None:
+    """R-F3, R-G7: accepted, so never lost; told again, by then with an instant that can be too."""
+    visitor = new_visitor_id()
+    await take(
+        bench, (consent(visitor, (Purpose.MARKETING, GIVEN)), bench.now - timedelta(hours=1))
+    )
+    event, told_at = consent(visitor, (Purpose.MARKETING, denial)), bench.now + UNTIMELY[name]
+    (state,) = await take(bench, (event, told_at))
+    assert in_force(state) == {"marketing": False}
+    assert state.purposes[0].since == bench.now
+    came_at = bench.now
+    for later in (timedelta(minutes=3), timedelta(days=1), timedelta(days=1)):
+        bench.now += later
+        assert await take(bench, (event, told_at), (event, told_at)) == []
+    (row,) = await bench.fetch(
+        "SELECT * FROM consent_record WHERE decision_id = $1", event.decision_id
+    )
+    assert row["decided_at"] == came_at
+    assert in_force(await _served(bench, visitor)) == {"marketing": False}
+
+
+async def test_a_denial_by_a_wrong_clock_of_whom_nobody_knew_has_its_link(
+    bench: Bench[Store],
+) -> None:
+    """R-F3, R-D5: the link stands in the day it came: there is none of its own clock."""
+    visitor = new_visitor_id()
+    event = consent(visitor, (Purpose.MARKETING, WITHDRAWN))
+    await take(bench, (event, bench.now + timedelta(days=30)))
+    (row,) = await bench.fetch("SELECT * FROM consent_subject WHERE visitor_id = $1", visitor)
+    assert row["subject_day"] == bench.now.date()
+
+
+@pytest.mark.parametrize("name", ["too_old", "from_the_future"])
+async def test_an_agreement_by_a_wrong_clock_becomes_a_dead_letter(
+    bench: Bench[Store], name: str
+) -> None:
+    """R-F2, R-D5: nothing is in force by it, and nothing accepted is dropped unseen; once."""
+    visitor = new_visitor_id()
+    event = consent(visitor, (Purpose.MARKETING, GIVEN), (Purpose.STATISTICS, REFUSED))
+    told_at = bench.now + UNTIMELY[name]
+    for n_letters in (1, 0):
+        async with bench.transaction() as ctx:
+            await on_consents(ctx, [received(topics.CONSENT, event, told_at)])
+            assert ctx.counts["consent", f"refused_{name}"] == 1
+            letters = [
+                row for row in ctx.outbox.rows if row.topic == topics.CONSENT.dead_letter.name
+            ]
+            assert len(letters) == n_letters
+        if letters:
+            assert dict(letters[0].headers)["dead_letter_reason"] == name.encode()
+            assert ConsentV1.model_validate_json(letters[0].payload or b"") == event
+    rows = await bench.fetch(
+        "SELECT purpose FROM consent_record WHERE decision_id = $1", event.decision_id
+    )
+    assert [row["purpose"] for row in rows] == ["statistics"], "the denial in it counts"
+    # the clock is mended, and the letter sent again
+    bench.now = max(told_at, bench.now)
+    if name == "from_the_future":
+        (state,) = await take(bench, (event, told_at))
+        assert in_force(state) == {"marketing": True, "statistics": False}
+
+
+async def test_a_decision_older_than_its_topic_allows_puts_nothing_in_force(
+    bench: Bench[Store],
+) -> None:
     """R-D5."""
     event = consent(new_visitor_id(), (Purpose.MARKETING, GIVEN))
     assert await take(bench, (event, bench.now - timedelta(hours=73))) == []
