@@ -1,11 +1,11 @@
-"""`python -m services.call_control [migrate | find | kept]`."""
+"""`python -m services.call_control [migrate | find | accesses | kept]`."""
 
 import sys
 
 from services.call_control.app import build
 from services.call_control.declaration import DECLARATION
-from services.call_control.find import find, kept
+from services.call_control.find import accesses, find, kept
 from services.call_control.settings import Settings
 from services.chassis.service import main
 
-sys.exit(main(DECLARATION, build, Settings, {"find": find}, {"kept": kept}))
+sys.exit(main(DECLARATION, build, Settings, {"find": find, "accesses": accesses}, {"kept": kept}))
