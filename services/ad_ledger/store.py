@@ -295,6 +295,7 @@ SELECT view_day, many.network, count(DISTINCT visitor_id), count(DISTINCT ticket
     count(*) FILTER (WHERE is_completed)
 FROM view LEFT JOIN many USING (view_day, network)
 GROUP BY view_day, many.network HAVING count(DISTINCT visitor_id) >= $2
+RETURNING 1
 """
 
 
@@ -319,13 +320,15 @@ class Store:
 
     # ------------------------------------------------------------------ statistics
 
-    async def count_networks_before(self, before_day: date) -> None:
+    async def count_networks_before(self, before_day: date) -> int:
         """Count days by network, once each, while their addresses and visitors still stand (R-C2).
 
         No address leaves its table but truncated, and no network that few visitors came from is
-        named: those stand together, and not at all where they are few themselves.
+        named: those stand together, and not at all where they are few themselves. Returns how many
+        figures there are now that were not before.
         """
-        await self._db.execute(_COUNT_NETWORKS, before_day, STATISTICS_VISITORS_MIN)
+        made = await self._db.fetch(_COUNT_NETWORKS, before_day, STATISTICS_VISITORS_MIN)
+        return len(made)
 
     async def statistics(self, since: date) -> list[dict[str, Any]]:
         """Return the counted days from one on, oldest first; network None = all others."""

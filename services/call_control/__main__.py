@@ -1,4 +1,4 @@
-"""`python -m services.call_control [migrate | find | kept]`."""
+"""`python -m services.call_control [migrate | find | statistics | kept]`."""
 
 import sys
 
@@ -6,6 +6,9 @@ from services.call_control.app import build
 from services.call_control.declaration import DECLARATION
 from services.call_control.find import find, kept
 from services.call_control.settings import Settings
+from services.call_control.statistics import statistics
 from services.chassis.service import main
 
-sys.exit(main(DECLARATION, build, Settings, {"find": find}, {"kept": kept}))
+sys.exit(
+    main(DECLARATION, build, Settings, {"find": find, "statistics": statistics}, {"kept": kept})
+)

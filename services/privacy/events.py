@@ -97,7 +97,7 @@ EVENTS: Classification = {
     },
     topics.RETENTION_RECEIPT.name: plain(
         "order_id service kind counts.table counts.n_partitions counts.n_rows counts.n_held "
-        "counts.n_restricted done_at key_id signature"
+        "counts.n_restricted counts.n_figures done_at key_id signature"
     ),
     # an id that the holder alone can resolve, of a document rather than of a person
     topics.REGISTER.name: plain("name version document sha256"),

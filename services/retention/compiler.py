@@ -19,6 +19,7 @@ from services.privacy.declare import PartitionOf, PeriodStart, Table
 from services.privacy.register import Row
 from services.retention import alerts, notice, releases
 from services.retention.schedule import (
+    ANONYMISABLE,
     AtOncePeriod,
     DeletedBy,
     DocumentsPeriod,
@@ -187,6 +188,8 @@ def _table_problems(schedule: Schedule) -> Iterator[str]:
             yield f"{where}: {table.kind} is deleted by {rule.deleted_by}, no sweep orders it"
         if service not in topics.RETENTION_ORDER.consumers:
             yield f"{where}: {service} reads no orders"
+        if table.kind in ANONYMISABLE and not table.has_figures:
+            yield f"{where}: {table.kind} may be anonymised, but nobody makes figures of it"
         if isinstance(rule.period, YearsPeriod) != (table.partition_of is PartitionOf.YEAR):
             yield f"{where}: partitions of a {table.partition_of} do not fit the rule"
 

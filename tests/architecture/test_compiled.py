@@ -130,6 +130,7 @@ def test_every_kind_that_our_tables_hold_is_ordered_by_sweeps() -> None:
     [
         (Table(name="x", kind=DataKind.CONTACT, day_column="d"), "deleted by holders"),
         (Table(name="x", kind=DataKind.ACCESS_LOG, day_column="d"), "do not fit the rule"),
+        (Table(name="x", kind=DataKind.IP_ADDRESS, day_column="d"), "nobody makes figures"),
         (
             Table(name="x", kind=DataKind.AD_USE, day_column="d", partition_of=PartitionOf.YEAR),
             "do not fit the rule",
@@ -139,7 +140,7 @@ def test_every_kind_that_our_tables_hold_is_ordered_by_sweeps() -> None:
 def test_a_table_that_no_sweep_can_drop_in_time_is_named(
     monkeypatch: pytest.MonkeyPatch, table: Table, says: str
 ) -> None:
-    """D1: a kind that nobody orders, a year's partition for a week's rule."""
+    """D1, R-C2: nobody orders it, a year's partition for a week's rule, nobody counts it."""
     monkeypatch.setattr(register, "ageing", lambda _: (table,))
     found = compiler.problems(SCHEDULE)
     assert any(line.startswith("ad_ledger.x: ") and says in line for line in found)

@@ -30,9 +30,10 @@ from services.consent.http import build_http
 from services.consent.store import INVARIANTS, Store
 from services.privacy import calendar, chain
 from services.privacy.chain import SigningKeys, VerifyKeys
-from services.privacy.executor import Executor, Hooks, on_retention_orders
+from services.privacy.executor import Executor, Hooks
 from services.privacy.invariants import D2_INVARIANTS
 from tests.support.bench import Bench, new_visitor_id, open_bench, received
+from tests.support.protected import carry_out
 from tests.support.stack import World
 
 WORLD_SERVICES = ("consent",)
@@ -460,7 +461,7 @@ async def test_a_proof_outlives_its_link_by_years_and_is_then_dropped(bench: Ben
     """R-D5, R-D10: after 7 x 24 h no visitor; after the third calendar year no proof."""
     visitor = new_visitor_id()
     await take(bench, (consent(visitor, (Purpose.MARKETING, GIVEN)), bench.now))
-    handle = on_retention_orders(TABLES, simulation=True)
+    executor = Executor(TABLES, simulation=True)
     today = bench.now.date()
     ends_year = calendar.berlin_date(bench.now + timedelta(days=6)).year
     count = "SELECT count(*) FROM consent_record"
@@ -476,8 +477,7 @@ async def test_a_proof_outlives_its_link_by_years_and_is_then_dropped(bench: Ben
                 "as_of": bench.now,
             }
         )
-        async with bench.transaction() as ctx:
-            await handle(ctx, [received(topics.RETENTION_ORDER, order, bench.now)])
+        await carry_out(bench, executor, order)
 
     await drop(DataKind.AD_USE, today + timedelta(days=1))
     assert (await _served(bench, visitor)).purposes == ()

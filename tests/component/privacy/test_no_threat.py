@@ -4,13 +4,13 @@ from datetime import timedelta
 
 import pytest
 
-from schemas import topics
-from schemas.retention import DataKind, RetentionAction, RetentionOrderV1, RetentionReceiptV1
+from schemas.retention import DataKind, RetentionAction, RetentionOrderV1
 from services.ad_ledger.classification import TABLES
 from services.ad_ledger.store import Store
 from services.chassis.ids import TimeOrderedIds
 from services.privacy.executor import Executor
-from tests.support.bench import Bench, new_visitor_id, open_bench, received
+from tests.support.bench import Bench, new_visitor_id, open_bench
+from tests.support.protected import carry_out
 from tests.support.stack import World
 
 WORLD_SERVICES = ("ad_ledger",)
@@ -64,10 +64,7 @@ async def test_each_sweep_takes_the_addresses_of_today_and_leaves_the_rest(
                 before_day=bench.now.date() + timedelta(days=1),
                 as_of=bench.now,
             )
-            async with bench.transaction() as ctx:
-                batch = [received(topics.RETENTION_ORDER, order, bench.now)]
-                await Executor(TABLES, simulation=False).on_orders(ctx, batch)
-                (receipt,) = bench.enqueued(ctx, topics.RETENTION_RECEIPT, RetentionReceiptV1)
+            (receipt,) = await carry_out(bench, Executor(TABLES, simulation=False), order)
             assert {entry.table: entry.n_rows for entry in receipt.counts} == {"ad_view_address": 1}
             assert await count(bench) == (n_views + n + 1, 0)
             bench.now += timedelta(hours=1)

@@ -174,6 +174,8 @@ def test_the_table_shows_every_rule_and_marks_what_the_controller_must_confirm()
         ("paid_traffic", {"period": {"unit": "months", "months": 7}}, "at most 6 months"),
         ("paid_traffic", {"period": {"unit": "at_once"}}, "at most 6 months"),
         ("contact", {"deleted_by": "services"}, "services cannot delete"),
+        ("ad_use", {"action": "anonymise"}, "no service can anonymise it"),
+        ("contact", {"action": "anonymise"}, "holders cannot anonymise"),
         ("ad_use", {"deleted_by": "holders"}, "holders cannot drop"),
         ("transfer_record", {"deleted_by": "holders", "action": "delete"}, "exactly what others"),
         ("ad_use", {"action": "never_store", "deleted_by": "nobody"}, "never stored"),
