@@ -195,7 +195,7 @@ def tell(
         talk_ms=talk_ms,
         connected_at=call.connected_at,
     )
-    ctx.outbox.add(topics.CALL_STATUS, event, cause=call)
+    ctx.outbox.add(topics.CALL_STATUS, event, cause=call, origin=call.requested_at)
 
 
 def _request(received: Received[CallRequestV1]) -> domain.Request:

@@ -361,6 +361,8 @@ class Service(Generic[S]):
         assert self._pool is not None
         async with db.transaction(self._pool) as connection:
             await connection.execute("SELECT chassis_outbox_maintain()")
+            if self._relay is not None:
+                await self._relay.look(connection)
         async with db.transaction(self._pool) as connection:
             await db.ensure_days(connection, self._day_tables, self.clock.now().date())
 

@@ -165,7 +165,7 @@ def test_a_shared_table_that_nobody_ends_is_an_error(monkeypatch: pytest.MonkeyP
     [
         (
             changed("ad_use", period={"unit": "hours", "hours": 143, "margin_hours": 2}),
-            "topic ad-view: its records become 144 h old, ad_use may become 143 h",
+            "topic ad-view-dlq: what it copies becomes 166 h old, ad_use may become 143 h",
         ),
         (
             changed(
@@ -174,10 +174,10 @@ def test_a_shared_table_that_nobody_ends_is_an_error(monkeypatch: pytest.MonkeyP
                     "unit": "threat", "normal_hours": 71, "margin_hours": 2, "special_months": 1,
                 },
             ),
-            "topic call-request-dlq: its records become 72 h old, ip_address may become 71 h",
+            "topic call-request: what it copies becomes 72 h old, ip_address may become 71 h",
         ),
     ],
-    ids=["through_the_dead_letter", "the_dead_letter_alone"],
+    ids=["through_the_dead_letter", "the_topic_alone"],
 )  # fmt: skip
 def test_a_topic_that_keeps_longer_than_a_rule_is_an_error(schedule: Schedule, says: str) -> None:
     """D1, R-D5: also of a rule that comes into force later."""
