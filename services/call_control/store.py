@@ -9,7 +9,11 @@ from uuid import UUID
 from services.call_control.backend import LegResult
 from services.call_control.domain import State, day_of
 from services.chassis import db
-from services.privacy.invariants import D1_NO_DAY_PARTITION_TOO_OLD, D2_INVARIANTS
+from services.privacy.invariants import (
+    D1_NO_DAY_PARTITION_TOO_OLD,
+    D1_NO_YEAR_PARTITION_TOO_OLD,
+    D2_INVARIANTS,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +185,14 @@ INVARIANTS: dict[str, str] = {
     **D2_INVARIANTS,
     # D1: a failure means that a day outlived its rule; did its order arrive?
     "d1_no_day_partition_too_old": D1_NO_DAY_PARTITION_TOO_OLD,
+    # D1: a failure means that a year outlived its rule; did its order arrive?
+    "d1_no_year_partition_too_old": D1_NO_YEAR_PARTITION_TOO_OLD,
+    # D1: a failure means that an order to let addresses go at once was not carried out.
+    "d1_no_address_without_threat": """
+        SELECT CASE WHEN privacy_threat_is_none() THEN
+            (SELECT count(*) FROM call_address
+             WHERE privacy_made_at(call_id) < now() - interval '3 hours')
+        ELSE 0 END""",
     # C1: a failure means that a leg was dialled without a reservation.
     "c1_no_leg_without_reservation": """
         SELECT count(*) FROM call c JOIN call_leg l USING (call_day, call_id)

@@ -510,6 +510,7 @@ async def test_the_invariants_hold_and_can_fail(bench: Bench[Store], world: Worl
     assert found == {
         **dict.fromkeys(D2_INVARIANTS, 0),
         "d1_no_day_partition_too_old": 1,
+        "d1_no_year_partition_too_old": 0,
         "one_proof_per_visitor": 2,
         "every_subject_has_a_record": 2,
     }
