@@ -3,12 +3,14 @@
 import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date
+from datetime import date, datetime
 from functools import cache
+from typing import Any
 from uuid import UUID
 
 from schemas import topics
 from schemas.consent import ConsentV1
+from schemas.retention import RetentionOrderV1
 from services.chassis.context import Context
 from services.chassis.errors import Poison
 from services.chassis.received import Received
@@ -17,7 +19,11 @@ from services.consent.domain import Choice, Decision, Key, Novelty, Verdict
 from services.consent.store import SIGNAL, Loaded, Proof, Store, Subject
 from services.consent.wire import to_wire
 from services.privacy import calendar, chain, recipients
+from services.privacy.chain import SigningKeys
+from services.privacy.declare import Table
+from services.privacy.executor import BeforeDrop
 
+RECORDS = "consent_record"
 Consents = Sequence[Received[ConsentV1]]
 
 
@@ -74,9 +80,15 @@ def _record(ctx: Context[Store], fold: _Fold, received: Received[ConsentV1]) -> 
     )
     for refusal in judged.refusals:
         ctx.count(topics.CONSENT, f"refused_{refusal.value}")
+    if event.decision_id not in fold.loaded.owners:  # else it was judged before, and is known
+        for refusal in domain.UNTIMELY.intersection(judged.refusals):
+            # accepted at the door: it can be sent again once the clock is mended
+            ctx.dead_letter(received, refusal.value)
+    if any(decision.is_as_of_receipt for decision in judged.decisions):
+        ctx.count(topics.CONSENT, "taken_as_of_receipt")
     if not judged.decisions:
         return
-    subject = _subject(ctx, fold, received)
+    subject = _subject(ctx, fold, event.visitor_id, judged.decisions[0].decided_at)
     if fold.loaded.owners.setdefault(event.decision_id, subject.proof_id) != subject.proof_id:
         raise Poison("decision_of_another_visitor")
     known = fold.loaded.decisions.setdefault(subject.proof_id, {})
@@ -121,13 +133,13 @@ def _is_new(known: dict[Key, Decision], decision: Decision) -> bool:
             raise Poison("decision_contradicts")
 
 
-def _subject(ctx: Context[Store], fold: _Fold, received: Received[ConsentV1]) -> Subject:
+def _subject(ctx: Context[Store], fold: _Fold, visitor_id: UUID, decided_at: datetime) -> Subject:
     """Return the visitor's link, made or moved so that it lies in the first decision's day.
 
     One proof id per visitor; the row never follows later decisions, so that the link goes 7 x 24 h
     after the first of them (R-D5); a visit's life is shorter, so no visitor outlives the link.
     """
-    visitor_id, day = received.event.visitor_id, calendar.utc_date(received.time)
+    day = calendar.utc_date(decided_at)
     subject = fold.loaded.subjects.get(visitor_id)
     if subject is None:
         subject = Subject(visitor_id=visitor_id, proof_id=ctx.ids.new(), day=day)
@@ -149,6 +161,18 @@ def _proof(event: ConsentV1, decision: Decision, proof_id: UUID) -> Proof:
         page=event.page,
         salt=secrets.token_bytes(chain.SALT_BYTES),
     )
+
+
+def leave_takings(keys: SigningKeys) -> BeforeDrop:
+    """Return what leaves the evidence of records whose period ended, before they go (K1)."""
+
+    async def before_drop(ctx: Context[Any], table: Table, order: RetentionOrderV1) -> None:
+        if table.name == RECORDS:
+            await ctx.store.leave_taking(
+                keys, order.order_id, order.before_day, of_now=order.before_day > ctx.now.date()
+            )
+
+    return before_drop
 
 
 async def forget_states(ctx: Context[Store], visitor_ids: Collection[UUID], _: date) -> None:

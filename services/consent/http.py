@@ -13,15 +13,13 @@ from services.chassis.context import Context
 from services.consent import catalogues, domain, receipts
 from services.consent.store import Store
 from services.consent.wire import to_wire
-from services.privacy.chain import SigningKeys
-
-CONTROLLER = "https://callpartner.de/"
 
 
 def build_http(
-    transaction: Callable[[], AbstractAsyncContextManager[Context[Store]]], keys: SigningKeys
+    transaction: Callable[[], AbstractAsyncContextManager[Context[Store]]],
+    issuer: receipts.Issuer,
 ) -> FastAPI:
-    """Return the app; `transaction` opens one, `keys` sign receipts."""
+    """Return the app; `transaction` opens one, `issuer` signs receipts."""
     app = FastAPI(title="consent", docs_url=None, redoc_url=None)
 
     @app.get("/v1/visitors/{visitor_id}/consent")
@@ -34,10 +32,10 @@ def build_http(
     async def receipts_of(visitor_id: UUID) -> Response:
         """Return the signed receipts of a visitor's decisions; of a withdrawal a termination."""
         async with transaction() as ctx:
-            recorded = await ctx.store.recorded_of(visitor_id)
-        signed = receipts.receipts(recorded, controller=CONTROLLER, keys=keys)
+            recorded, now = await ctx.store.recorded_of(visitor_id), ctx.now
         # in the very bytes that were signed, so that others can verify without our code
-        content = b"[" + b",".join(map(receipts.as_json, signed)) + b"]"
+        signed = map(receipts.as_json, receipts.receipts(recorded, issuer, now))
+        content = b"[" + b",".join(receipts.newest(list(signed))) + b"]"
         return Response(content, media_type="application/ld+json")
 
     @app.get("/v1/visitors/{visitor_id}/consent-mode")
@@ -65,8 +63,8 @@ def build_http(
 
     @app.get("/v1/receipt-keys")
     async def receipt_keys() -> dict[str, str]:
-        """Return the public keys (Ed25519, hex) by which receipts and anchors verify."""
-        return keys.public()
+        """Return the public keys (Ed25519, hex) by which receipts verify."""
+        return issuer.keys.public()
 
     _serve_catalogues(app, transaction)
     return app

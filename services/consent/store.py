@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, datetime
 from uuid import UUID
 
 import asyncpg
@@ -21,6 +21,13 @@ from services.privacy.invariants import (
 DECISIONS_PER_PURPOSE_MAX = 256
 """Newest decisions per visitor and purpose that are read: a bound, far above what a person does."""
 
+RECEIPTS_MAX = 64
+"""Newest decisions of a visitor's own about a purpose that are shown again."""
+RECEIPTS_WITHOUT_ANSWER_MAX = 16
+"""The same of a browser's signals, of questions closed, and of questions shown."""
+
+IMPORT_LOCK = 7_411_033
+"""Beside the chassis' and the executor's locks."""
 SIGNAL = "signal"
 """The method of what a browser says for the visitor."""
 
@@ -172,33 +179,55 @@ class Store:
         return found
 
     async def recorded_of(self, visitor_id: UUID) -> list[Recorded]:
-        """Return a visitor's records with what a receipt says; nothing once the link has gone."""
+        """Return a visitor's newest decisions, whole, with what a receipt says.
+
+        Nothing once the link has gone. What the visitor chose, what their browser says and a
+        question without an answer are counted apart: a page shown often must not hide a choice.
+        """
         rows = await self._connection.fetch(
             """
-            SELECT decision_id, purpose, recipient, r.proof_id, decision, catalogue_version,
-                wording_version, language, method, page, decided_at
-            FROM consent_record r JOIN consent_subject s USING (proof_id)
-            WHERE visitor_id = $1 ORDER BY decided_at DESC, decision_id, purpose LIMIT $2
+            WITH mine AS (
+                SELECT r.* FROM consent_record r JOIN consent_subject s USING (proof_id)
+                WHERE visitor_id = $1
+            ), counted AS (
+                SELECT decision_id, decision = ANY($2) AS is_no_answer, method = $3 AS is_signal,
+                    dense_rank() OVER (
+                        PARTITION BY purpose, decision = ANY($2), decision = 'served', method = $3
+                        ORDER BY decided_at DESC, decision_id DESC
+                    ) AS nth
+                FROM mine
+            )
+            SELECT * FROM mine
+            WHERE decision_id IN (
+                SELECT decision_id FROM counted
+                WHERE nth <= CASE WHEN is_no_answer OR is_signal THEN $4::int ELSE $5::int END
+            )
             """,
             visitor_id,
-            DECISIONS_PER_PURPOSE_MAX,
+            [verdict.value for verdict in domain.NO_ANSWER],
+            SIGNAL,
+            RECEIPTS_WITHOUT_ANSWER_MAX,
+            RECEIPTS_MAX,
         )
-        return [
-            Recorded(
-                decision_id=row["decision_id"],
-                proof_id=row["proof_id"],
-                purpose=row["purpose"],
-                recipient=row["recipient"] or None,
-                verdict=Verdict(row["decision"]),
-                catalogue_version=row["catalogue_version"],
-                wording_version=row["wording_version"],
-                language=row["language"],
-                method=row["method"],
-                page=row["page"],
-                decided_at=row["decided_at"],
-            )
-            for row in rows
-        ]
+        return [_recorded(row) for row in rows]
+
+    async def import_alone(self) -> None:
+        """Wait for another import to end: both would find that nothing is recorded yet."""
+        await self._connection.execute("SELECT pg_advisory_xact_lock($1)", IMPORT_LOCK)
+
+    async def recorded_under(self, proof_ids: Collection[UUID]) -> list[Recorded]:
+        """Return what is recorded under proof ids, with what a receipt says."""
+        rows = await self._connection.fetch(
+            "SELECT * FROM consent_record WHERE proof_id = ANY($1)", list(proof_ids)
+        )
+        return [_recorded(row) for row in rows]
+
+    async def recorded_as(self, decision_ids: Collection[UUID]) -> list[Recorded]:
+        """Return what was recorded of decisions, whoever's they are, with what a receipt says."""
+        rows = await self._connection.fetch(
+            "SELECT * FROM consent_record WHERE decision_id = ANY($1)", list(decision_ids)
+        )
+        return [_recorded(row) for row in rows]
 
     async def save(
         self, proofs: Sequence[Proof], subjects: Iterable[Subject], before: Mapping[UUID, Subject]
@@ -244,6 +273,18 @@ class Store:
         """Sign the end of each chain once a day; return how many were signed."""
         return await chain_store.anchor(self._connection, keys, day)
 
+    async def leave_taking(
+        self, keys: chain.SigningKeys, order_id: UUID, before: date, *, of_now: bool
+    ) -> int:
+        """Say which records an order is about to drop; see `chain_store`."""
+        return await chain_store.leave_taking(
+            self._connection, keys, order_id, before, of_now=of_now
+        )
+
+    async def anchors(self) -> list[chain.Anchor]:
+        """Return all anchors, the oldest first."""
+        return await chain_store.read_anchors(self._connection, chain_store.ALL)
+
     async def chain_part(self, part: int) -> chain_store.Part:
         """Read all of one chain, to verify it."""
         return await chain_store.read_part(self._connection, part)
@@ -271,6 +312,8 @@ class Store:
         await self._connection.execute("SELECT consent_year_maintain()")
 
     async def _records(self, proof_ids: list[UUID]) -> list[asyncpg.Record]:
+        if not proof_ids:
+            return []  # a poll of first choices: as a rule
         rows: list[asyncpg.Record] = await self._connection.fetch(
             """
             SELECT decision_id, purpose, recipient, decision, method, catalogue_version,
@@ -306,6 +349,46 @@ def _decision(row: asyncpg.Record) -> Decision:
         is_signal=row["method"] == SIGNAL,
         named=domain.named(offer, choice),
     )
+
+
+def _recorded(row: asyncpg.Record) -> Recorded:
+    version, language = row["catalogue_version"], row["language"]
+    shown = catalogues.known().by_version.get(version or "")
+    shown_hash = None
+    if shown is not None and language in catalogues.LANGUAGES:
+        shown_hash = shown.hash(language)
+    elif version is None:
+        # from before there were catalogues: the wording's own hash
+        shown_hash = row["wording_version"]
+    return Recorded(
+        decision_id=row["decision_id"],
+        proof_id=row["proof_id"],
+        purpose=row["purpose"],
+        recipient=row["recipient"] or None,
+        verdict=Verdict(row["decision"]),
+        catalogue_version=version,
+        wording_version=row["wording_version"],
+        language=language,
+        method=row["method"],
+        page=row["page"],
+        decided_at=row["decided_at"],
+        ends_on=row["ends_on"],
+        named=_named(version, row["purpose"], row["decided_at"]),
+        shown_hash=shown_hash,
+    )
+
+
+def _named(version: str | None, purpose: str, at: datetime) -> frozenset[str]:
+    """Return who would get something: by the version shown, else by the one in force."""
+    known = catalogues.known()
+    offer = known.offer(version)
+    if offer is None and version is None:
+        try:
+            offer = known.offer(known.in_force(at).version)
+        except catalogues.CatalogueError:
+            # before the first one: only the controller is known
+            return frozenset()
+    return frozenset() if offer is None else offer.recipients.get(purpose, frozenset())
 
 
 def _content(proof: Proof) -> bytes:

@@ -6,6 +6,7 @@ Method: the relay with a sink that only collects; two connections whose transact
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from schemas import topics
 from services.chassis import db, errors
 from services.chassis.clock import SystemClock
 from services.chassis.metrics import ChassisMetrics
-from services.chassis.outbox import OutboxRow, Relay, is_too_old
+from services.chassis.outbox import RELAY_ROWS_MAX, UNSENT, OutboxRow, Relay, is_too_old
 from services.chassis.secret import Secret
 from tests.support.eventually import eventually
 from tests.support.stack import World, finish, make_world, new_prefix
@@ -119,6 +120,48 @@ async def test_a_younger_transaction_with_a_lower_id_is_not_skipped(world):
         await sent(sink, "B")
         await of_a.commit()
         await sent(sink, "B", "A")
+
+
+async def test_only_transactions_of_this_database_hold_the_fence(world):
+    """Another service on the same server erases for a minute: a withdrawal does not wait for it."""
+    sink = Collector()
+    elsewhere = await asyncpg.connect(world.infrastructure.postgres_admin_dsn)
+    try:
+        async with relaying(world, sink), connected(world) as a, connected(world, owner=True) as b:
+            await elsewhere.execute("BEGIN; SELECT pg_current_xact_id()")
+            await a.execute(INSERT, b"1")
+            await sent(sink, "1")
+            # of this database, whoever it is: the owner writes outbox rows too
+            await b.execute("BEGIN; SELECT pg_current_xact_id()")
+            await a.execute(INSERT, b"2")
+            await some_rounds()
+            assert sink.sent == ["1"]
+            await b.execute("COMMIT")
+            await sent(sink, "1", "2")
+    finally:
+        await elsewhere.close()
+
+
+async def test_a_round_reads_nothing_that_was_sent(world):
+    """An hour's outbox has millions of rows: a round costs what it sends, not what was sent."""
+    sink = Collector()
+    n_rows = 5000
+    async with connected(world, owner=True) as owner, relaying(world, sink):
+        await owner.execute(
+            "INSERT INTO outbox (topic, headers, payload)"
+            " SELECT 'consent-state', '[]', n::text::bytea FROM generate_series(1, $1) n",
+            n_rows,
+        )
+        await sent(sink, *(str(n) for n in range(1, n_rows + 1)))
+        await some_rounds()
+        # fresh statistics of the one table, none of the other: the plan that read it all
+        await owner.execute("ANALYZE outbox")
+        answer = await owner.fetchval(
+            "EXPLAIN (ANALYZE, FORMAT JSON) " + UNSENT.replace("$1", str(RELAY_ROWS_MAX))
+        )
+    assert f'"Rows Removed by Join Filter": {n_rows}' not in answer
+    pages = json.loads(answer)[0]["Plan"]["Shared Hit Blocks"]
+    assert pages < n_rows / 100
 
 
 async def test_an_aborted_transaction_leaves_nothing(world):
@@ -321,6 +364,35 @@ async def test_hours_are_made_ahead_and_dropped_only_when_sent(world):
         # the runtime role may not make or drop tables by itself
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await a.execute(f"DROP TABLE {ahead[0]}")
+
+
+async def test_an_hour_that_somebody_reads_stays_and_nobody_waits_for_it(world):
+    """A backup reads the old hour: its drop waits for the next time, the relay for nothing."""
+    sink = Collector()
+    now = SystemClock().now().replace(minute=0, second=0, microsecond=0)
+    start = now - timedelta(hours=5)
+    name = f"{start:outbox_y%Ym%md%dh%H}"
+    async with (
+        connected(world, owner=True) as backup,
+        connected(world) as a,
+        relaying(world, sink),
+    ):
+        await backup.fetchval(
+            "SELECT chassis_range_add('outbox', $1, $2, $3)",
+            name,
+            f"{start:%Y-%m-%d %H:00:00+00}",
+            f"{start + timedelta(hours=1):%Y-%m-%d %H:00:00+00}",
+        )
+        await backup.execute(f"BEGIN; SELECT FROM {name}")
+        maintained = asyncio.create_task(a.fetchval("SELECT chassis_outbox_maintain()"))
+        async with connected(world) as b:
+            await b.execute(INSERT, b"1")
+            await sent(sink, "1")
+        assert await maintained == 0
+        await backup.execute("COMMIT")
+        assert name in await partitions(backup)
+        assert await a.fetchval("SELECT chassis_outbox_maintain()") == 1
+        assert name not in await partitions(backup)
 
 
 async def test_two_sessions_with_the_same_poll_do_it_once(world):

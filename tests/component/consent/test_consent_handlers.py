@@ -33,12 +33,14 @@ from services.privacy.chain import SigningKeys, VerifyKeys
 from services.privacy.executor import Executor, Hooks
 from services.privacy.invariants import D2_INVARIANTS
 from tests.support.bench import Bench, new_visitor_id, open_bench, received
+from tests.support.issuing import issuer
 from tests.support.protected import carry_out
 from tests.support.stack import World
 
 WORLD_SERVICES = ("consent",)
 IDS = TimeOrderedIds()
 KEYS = SigningKeys({"k1": bytes(range(32)).hex()})
+ISSUER = issuer(KEYS)
 CURRENT = "2026-11.2"
 NAMED = ("ad-partner", "adgrx-com", "amazon-adsystem-com", "stickyadstv-com")
 """Whom it names for marketing."""
@@ -224,9 +226,12 @@ async def test_choices_about_recipients_are_recorded_and_published(bench: Bench[
     assert [tuple(row) for row in rows] == [("", "given"), ("adgrx-com", "refused")]
     async with bench.transaction() as ctx:
         recorded = await ctx.store.recorded_of(visitor)
-    (signed,) = receipts.receipts(recorded, controller="https://callpartner.de/", keys=KEYS)
-    named = {one.get("dpv:hasRecipient") for one in signed["receipt"]["dpv:hasProcess"]}
-    assert named == {None, "adgrx-com"}
+    (signed,) = receipts.receipts(recorded, ISSUER, bench.now)
+    told = [
+        {to["dct:identifier"] for to in process["dpv:hasRecipient"]}
+        for process in signed["receipt"]["dpv:hasRecordOfActivity"]["dpv:hasProcess"]
+    ]
+    assert told == [set(NAMED), {"adgrx-com"}], "who is named by nobody but the version shown too"
     assert await take(bench, (event, bench.now)) == []
 
 
@@ -266,7 +271,7 @@ async def test_who_was_heard_is_asked_again_only_about_what_widens(
     """R-F2: a new version that adds a recipient asks again; one that mends a typo does not."""
 
     async def is_to_be_asked(visitor: UUID) -> bool:
-        transport = httpx.ASGITransport(app=build_http(bench.transaction, KEYS))
+        transport = httpx.ASGITransport(app=build_http(bench.transaction, ISSUER))
         async with httpx.AsyncClient(transport=transport, base_url="http://consent") as client:
             found = (await client.get(f"/v1/visitors/{visitor}/question")).json()
         return bool(found["is_to_be_asked"])
@@ -350,7 +355,83 @@ async def test_a_decision_id_with_another_content_is_poison(bench: Bench[Store])
         await take(bench, (stolen, bench.now))
 
 
-async def test_a_decision_older_than_its_topic_allows_is_refused(bench: Bench[Store]) -> None:
+UNTIMELY = {
+    "too_old": -timedelta(hours=73),
+    "weeks_old": -timedelta(days=40),
+    "from_the_future": timedelta(minutes=6),
+    "days_ahead": timedelta(days=9),
+}
+
+
+@pytest.mark.parametrize("name", UNTIMELY)
+@pytest.mark.parametrize("denial", [WITHDRAWN, REFUSED, ConsentDecision.OBJECTED])
+async def test_a_denial_by_a_wrong_clock_counts_from_when_it_came(
+    bench: Bench[Store], name: str, denial: ConsentDecision
+) -> None:
+    """R-F3, R-G7: accepted, so never lost; told again, by then with an instant that can be too."""
+    visitor = new_visitor_id()
+    await take(
+        bench, (consent(visitor, (Purpose.MARKETING, GIVEN)), bench.now - timedelta(hours=1))
+    )
+    event, told_at = consent(visitor, (Purpose.MARKETING, denial)), bench.now + UNTIMELY[name]
+    (state,) = await take(bench, (event, told_at))
+    assert in_force(state) == {"marketing": False}
+    assert state.purposes[0].since == bench.now
+    came_at = bench.now
+    for later in (timedelta(minutes=3), timedelta(days=1), timedelta(days=1)):
+        bench.now += later
+        assert await take(bench, (event, told_at), (event, told_at)) == []
+    (row,) = await bench.fetch(
+        "SELECT * FROM consent_record WHERE decision_id = $1", event.decision_id
+    )
+    assert row["decided_at"] == came_at
+    assert in_force(await _served(bench, visitor)) == {"marketing": False}
+
+
+async def test_a_denial_by_a_wrong_clock_of_whom_nobody_knew_has_its_link(
+    bench: Bench[Store],
+) -> None:
+    """R-F3, R-D5: the link stands in the day it came: there is none of its own clock."""
+    visitor = new_visitor_id()
+    event = consent(visitor, (Purpose.MARKETING, WITHDRAWN))
+    await take(bench, (event, bench.now + timedelta(days=30)))
+    (row,) = await bench.fetch("SELECT * FROM consent_subject WHERE visitor_id = $1", visitor)
+    assert row["subject_day"] == bench.now.date()
+
+
+@pytest.mark.parametrize("name", ["too_old", "from_the_future"])
+async def test_an_agreement_by_a_wrong_clock_becomes_a_dead_letter(
+    bench: Bench[Store], name: str
+) -> None:
+    """R-F2, R-D5: nothing is in force by it, and nothing accepted is dropped unseen; once."""
+    visitor = new_visitor_id()
+    event = consent(visitor, (Purpose.MARKETING, GIVEN), (Purpose.STATISTICS, REFUSED))
+    told_at = bench.now + UNTIMELY[name]
+    for n_letters in (1, 0):
+        async with bench.transaction() as ctx:
+            await on_consents(ctx, [received(topics.CONSENT, event, told_at)])
+            assert ctx.counts["consent", f"refused_{name}"] == 1
+            letters = [
+                row for row in ctx.outbox.rows if row.topic == topics.CONSENT.dead_letter.name
+            ]
+            assert len(letters) == n_letters
+        if letters:
+            assert dict(letters[0].headers)["dead_letter_reason"] == name.encode()
+            assert ConsentV1.model_validate_json(letters[0].payload or b"") == event
+    rows = await bench.fetch(
+        "SELECT purpose FROM consent_record WHERE decision_id = $1", event.decision_id
+    )
+    assert [row["purpose"] for row in rows] == ["statistics"], "the denial in it counts"
+    # the clock is mended, and the letter sent again
+    bench.now = max(told_at, bench.now)
+    if name == "from_the_future":
+        (state,) = await take(bench, (event, told_at))
+        assert in_force(state) == {"marketing": True, "statistics": False}
+
+
+async def test_a_decision_older_than_its_topic_allows_puts_nothing_in_force(
+    bench: Bench[Store],
+) -> None:
     """R-D5."""
     event = consent(new_visitor_id(), (Purpose.MARKETING, GIVEN))
     assert await take(bench, (event, bench.now - timedelta(hours=73))) == []
@@ -387,7 +468,7 @@ async def test_any_split_order_and_repetition_ends_in_the_same_state(bench: Benc
 
 
 async def _served(bench: Bench[Store], visitor: UUID) -> ConsentStateV1:
-    transport = httpx.ASGITransport(app=build_http(bench.transaction, KEYS))
+    transport = httpx.ASGITransport(app=build_http(bench.transaction, ISSUER))
     async with httpx.AsyncClient(transport=transport, base_url="http://consent") as client:
         response = await client.get(f"/v1/visitors/{visitor}/consent")
     assert response.status_code == 200
@@ -399,7 +480,7 @@ async def test_a_visitor_gets_receipts_and_the_catalogue_again(bench: Bench[Stor
     visitor, later = new_visitor_id(), bench.now + timedelta(minutes=1)
     await take(bench, (consent(visitor, (Purpose.MARKETING, GIVEN)), bench.now))
     await take(bench, (consent(visitor, (Purpose.MARKETING, WITHDRAWN)), later))
-    transport = httpx.ASGITransport(app=build_http(bench.transaction, KEYS))
+    transport = httpx.ASGITransport(app=build_http(bench.transaction, ISSUER))
     async with httpx.AsyncClient(transport=transport, base_url="http://consent") as client:
         signed = (await client.get(f"/v1/visitors/{visitor}/receipts")).json()
         public = VerifyKeys((await client.get("/v1/receipt-keys")).json())
@@ -413,6 +494,41 @@ async def test_a_visitor_gets_receipts_and_the_catalogue_again(bench: Bench[Stor
     assert again.json() == shown
     assert shown["hash"] == catalogues.published()[shown["version"]]["de"]
     assert unknown.status_code == 404
+
+
+async def test_questions_and_signals_by_the_hundred_hide_no_choice(bench: Bench[Store]) -> None:
+    """R-F2, R-F3: a page that was shown often is no reason to ask again or to forget a receipt."""
+    visitor, minute = new_visitor_id(), timedelta(minutes=1)
+    given = consent(visitor, (Purpose.MARKETING, GIVEN), (Purpose.STATISTICS, REFUSED))
+    await take(bench, (given, bench.now - 600 * minute))
+    closed = consent(visitor, (Purpose.MARKETING, ConsentDecision.DISMISSED))
+    await take(bench, (closed, bench.now - 599 * minute))
+    noise = [consent(visitor, (Purpose.MARKETING, ConsentDecision.SERVED)) for _ in range(300)] + [
+        ConsentV1(
+            decision_id=IDS.new(),
+            visitor_id=visitor,
+            choices=(ConsentChoice(purpose=Purpose.MARKETING, decision=ConsentDecision.OBJECTED),),
+            method=ConsentMethod.SIGNAL,
+        )
+        for _ in range(300)
+    ]
+    await take(bench, *[(one, bench.now - n * minute / 2) for n, one in enumerate(noise)])
+    toggles = [consent(visitor, (Purpose.STATISTICS, REFUSED)) for _ in range(100)]
+    await take(bench, *[(one, bench.now - n * minute / 2) for n, one in enumerate(toggles)])
+    async with bench.transaction() as ctx:
+        recorded = await ctx.store.recorded_of(visitor)
+    found = {(one.decision_id, one.purpose) for one in recorded}
+    assert {(given.decision_id, p) for p in ("marketing", "statistics")} <= found, "and whole"
+    assert (closed.decision_id, "marketing") in found
+    assert (toggles[0].decision_id, "statistics") in found
+    transport = httpx.ASGITransport(app=build_http(bench.transaction, ISSUER))
+    async with httpx.AsyncClient(transport=transport, base_url="http://consent") as client:
+        answer = await client.get(f"/v1/visitors/{visitor}/receipts")
+        question = (await client.get(f"/v1/visitors/{visitor}/question")).json()
+    assert len(answer.content) < 2**20, "what the gateway hands on at most"
+    told = {one["receipt"]["dct:identifier"] for one in answer.json()}
+    assert f"{given.decision_id}#receipt" in told
+    assert not question["is_to_be_asked"]
 
 
 async def test_an_erasure_publishes_that_nothing_is_in_force(bench: Bench[Store]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from services.chassis import db
 from services.chassis.context import Context
 from services.consent.classification import TABLES
 from services.consent.store import Store
-from services.privacy.access_log import Access, AccessLog, NotCountedError, Reason
+from services.privacy.access_log import Access, AccessLog, Act, NotCountedError, Reason
 from services.privacy.executor import Executor
 from services.privacy.keyed_hash import DayKeys, Subject
 from services.retention import schedule
@@ -97,6 +98,8 @@ async def test_an_access_is_recorded_before_it_may_read(world, bench, keys, log)
         "subject": "number",
         "subject_hash": keys.hash_at(Subject.NUMBER, NUMBER, bench.now),
         "protection_id": None,
+        "act": "read",
+        "means": None,
         "n_rows": None,
         "accessed_at": bench.now,
     }
@@ -322,3 +325,21 @@ async def _carry_out(bench: Bench[Store], as_of: datetime) -> int:
     )
     (receipt,) = await carry_out(bench, Executor(TABLES, simulation=True), order)
     return sum(count.n_rows for count in receipt.counts)
+
+
+def test_nobody_reads_for_the_sake_of_accountability():
+    """R-C5: that reason is for what staff takes over, not for a look."""
+    with pytest.raises(ValueError, match="no reason to read"):
+        replace(ACCESS, reason=Reason.ACCOUNTABILITY)
+
+
+async def test_the_database_too_lets_nobody_read_for_that_reason(bench, log):
+    """R-C5: whatever the code does."""
+    acting = replace(ACCESS, reason=Reason.ACCOUNTABILITY, act=Act.IMPORT, means=("paper", "web"))
+    async with log.accessing(acting) as reading:
+        reading.count(1)
+    assert {row["means"] for row in await entries(bench.connection)} == {"paper,web"}
+    object.__setattr__(acting, "act", Act.READ)
+    with pytest.raises(asyncpg.CheckViolationError, match="reason"):
+        async with log.accessing(acting):
+            pass
