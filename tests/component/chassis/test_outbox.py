@@ -9,16 +9,18 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
+from types import SimpleNamespace
 
 import asyncpg
 import pytest
 from prometheus_client import CollectorRegistry
 
 from deploy.provision import Infrastructure
+from schemas import topics
 from services.chassis import db, errors
 from services.chassis.clock import SystemClock
 from services.chassis.metrics import ChassisMetrics
-from services.chassis.outbox import RELAY_ROWS_MAX, UNSENT, OutboxRow, Relay
+from services.chassis.outbox import RELAY_ROWS_MAX, UNSENT, OutboxRow, Relay, is_too_old
 from services.chassis.secret import Secret
 from tests.support.eventually import eventually
 from tests.support.stack import World, finish, make_world, new_prefix
@@ -224,6 +226,83 @@ async def test_age_grows_while_the_broker_is_away(world):
             return next(iter(metrics.outbox_age.collect())).samples[0].value == 0
 
         await eventually(is_zero, within_s=10)
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_sent"),
+    [
+        ('[["ce_time", "{now}"]]', True),
+        ('[["ce_time", "{young}"]]', True),
+        ('[["ce_time", "{old}"]]', False),
+        ('[["ce_time", "{now}"], ["ce_origintime", "{young}"]]', True),
+        ('[["ce_time", "{now}"], ["ce_origintime", "{old}"]]', False),
+        ('[["ce_time", "9999-01-01T00:00:00+00:00"]]', True),
+        ('[["ce_time", "yesterday"]]', True),
+        ('[["ce_time", null]]', True),
+        ("[]", True),
+    ],
+)
+async def test_a_copy_that_would_outlive_its_rule_is_left_out(world, headers, is_sent):
+    """R-D5, D1: by the event that it stems from; what says none is as old as its row. Counted."""
+    sink, now = Collector(), SystemClock().now()
+    limit = timedelta(milliseconds=topics.CONSENT.dead_letter.origin_age_max_ms or 0)
+    ages = {"now": timedelta(), "young": limit - timedelta(minutes=1), "old": limit + timedelta(1)}
+    for name, age in ages.items():
+        headers = headers.replace(f"{{{name}}}", (now - age).isoformat())
+    async with connected(world) as a, relaying(world, sink) as (_, metrics):
+        into = "INSERT INTO outbox (topic, headers, payload) VALUES ($1, $2, $3)"
+        await a.execute(into, "consent-dlq", headers.encode(), b"1")
+        # a state's last word is never left out, and nothing stops behind what was
+        await a.execute(into, "consent-state", headers.encode(), b"2")
+        await sent(sink, *(["1", "2"] if is_sent else ["2"]))
+        (family,) = metrics.outbox_too_old.collect()
+        counted = {s.labels["topic"]: s.value for s in family.samples if s.name.endswith("_total")}
+        assert counted == ({} if is_sent else {"consent-dlq": 1.0})
+
+
+async def test_a_copy_that_waited_too_long_here_is_left_out(world):
+    """R-D5: an outage of Kafka is no ground to keep, either."""
+    sink = Collector()
+    limit = timedelta(milliseconds=topics.CONSENT.dead_letter.origin_age_max_ms or 0)
+    async with connected(world, owner=True) as owner, connected(world) as a:
+        await a.execute(INSERT.replace("consent-state", "consent-dlq"), b"1")
+        written_at = await owner.fetchval("SELECT created_at FROM outbox")
+    row = OutboxRow("consent-dlq", None, [], b"1")
+    for waited, is_old in ((limit, False), (limit + timedelta(seconds=1), True)):
+        assert is_too_old(row, created_at=written_at, now=written_at + waited) is is_old
+    assert sink.sent == []
+
+
+async def test_what_a_round_cannot_see_has_an_age_too(world):
+    """D1: behind a transaction that does not end, and in a database that nobody can read."""
+    sink = Collector()
+    async with (
+        connected(world) as stays,
+        connected(world) as a,
+        connected(world) as b,
+        relaying(world, sink) as (relay, metrics),
+    ):
+
+        def age_s() -> float:
+            return float(next(iter(metrics.outbox_age.collect())).samples[0].value)
+
+        await stays.execute("BEGIN")
+        await stays.fetchval("SELECT pg_current_xact_id()")
+        await a.execute(INSERT, b"1")
+        await some_rounds()
+        assert sink.sent == []
+        await relay.look(b)
+        assert age_s() == 0, "young: it may be on its way"
+        clock = SystemClock()
+        relay._clock = SimpleNamespace(now=lambda: clock.now() + timedelta(seconds=90))
+        await relay.look(b)
+        assert 90 <= age_s() < 120
+        await stays.execute("COMMIT")
+        await sent(sink, "1")
+        await relay.look(b)
+        assert age_s() == 0
+        relay._clock = SimpleNamespace(now=lambda: clock.now() + timedelta(hours=3))
+        assert age_s() > 2 * 3600, "nobody has looked for hours"
 
 
 async def test_a_cursor_from_another_server_is_refused(world):
