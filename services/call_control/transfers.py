@@ -14,7 +14,7 @@ from services.call_control.store import Call, Store
 from services.chassis.clock import Clock
 from services.chassis.context import Context
 from services.privacy.declare import Purpose
-from services.privacy.gate import Cleared, Gate, Request, Rules, Verdict
+from services.privacy.gate import Cleared, Gate, Request, Rules, StaleError, Verdict
 from services.privacy.recorder import to_event
 
 RECIPIENT = "network-operators"
@@ -58,7 +58,10 @@ class NumberGate:
         (found,) = await Gate(record, self._clock, rules=self._rules).clear_many([request])
         if not isinstance(found, Cleared):
             return None
-        numbers = json.loads(found.take(RECIPIENT, self._clock.now()))
+        try:
+            numbers = json.loads(await found.take(RECIPIENT, self._clock.now()))
+        except StaleError:
+            return None  # the register has changed this moment
         if numbers.keys() != request.payload.keys():
             return None  # a call needs both: one of them alone reaches nobody
         return numbers["callback_number"], numbers["destination_number"]
