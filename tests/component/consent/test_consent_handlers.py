@@ -28,6 +28,7 @@ from services.consent.classification import TABLES
 from services.consent.handlers import forget_states, known_recipients, on_consents
 from services.consent.http import build_http
 from services.consent.store import INVARIANTS, Store
+from services.gateway.http import models
 from services.privacy import calendar, chain
 from services.privacy.chain import SigningKeys, VerifyKeys
 from services.privacy.executor import Executor, Hooks
@@ -41,7 +42,7 @@ WORLD_SERVICES = ("consent",)
 IDS = TimeOrderedIds()
 KEYS = SigningKeys({"k1": bytes(range(32)).hex()})
 ISSUER = issuer(KEYS)
-CURRENT = "2026-11.2"
+CURRENT = "2026-11.3"
 NAMED = ("ad-partner", "adgrx-com", "amazon-adsystem-com", "stickyadstv-com")
 """Whom it names for marketing."""
 GIVEN, REFUSED = ConsentDecision.GIVEN, ConsentDecision.REFUSED
@@ -488,6 +489,15 @@ async def test_a_visitor_gets_receipts_and_the_catalogue_again(bench: Bench[Stor
         shown = (await client.get("/v1/catalogue", params={"language": "de"})).json()
         again = await client.get(f"/v1/catalogues/{shown['version']}", params={"language": "de"})
         unknown = await client.get("/v1/catalogues/2019.9", params={"language": "de"})
+        keys = (await client.get("/v1/receipt-keys")).json()
+        question = (await client.get(f"/v1/visitors/{visitor}/question")).json()
+    # as the gateway's OpenAPI document describes them, field for field
+    models.CatalogueAnswer.model_validate(shown)
+    models.QuestionAnswer.model_validate(question)
+    models.ReceiptKeysAnswer.model_validate(keys)
+    models.ConsentModeAnswer.model_validate(modes)
+    for entry in signed:
+        models.ReceiptAnswer.model_validate(entry)
     assert [entry["receipt"]["dct:type"] for entry in signed] == ["decision", "termination"]
     assert all(receipts.verify(entry, public) for entry in signed)
     assert modes["ad_storage"] == "denied"
