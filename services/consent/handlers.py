@@ -5,12 +5,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from functools import cache
-from typing import Any
 from uuid import UUID
 
 from schemas import topics
 from schemas.consent import ConsentV1
-from schemas.retention import RetentionOrderV1
 from services.chassis.context import Context
 from services.chassis.errors import Poison
 from services.chassis.received import Received
@@ -19,11 +17,7 @@ from services.consent.domain import Choice, Decision, Key, Novelty, Verdict
 from services.consent.store import SIGNAL, Loaded, Proof, Store, Subject
 from services.consent.wire import to_wire
 from services.privacy import calendar, chain, recipients
-from services.privacy.chain import SigningKeys
-from services.privacy.declare import Table
-from services.privacy.executor import BeforeDrop
 
-RECORDS = "consent_record"
 Consents = Sequence[Received[ConsentV1]]
 
 
@@ -161,18 +155,6 @@ def _proof(event: ConsentV1, decision: Decision, proof_id: UUID) -> Proof:
         page=event.page,
         salt=secrets.token_bytes(chain.SALT_BYTES),
     )
-
-
-def leave_takings(keys: SigningKeys) -> BeforeDrop:
-    """Return what leaves the evidence of records whose period ended, before they go (K1)."""
-
-    async def before_drop(ctx: Context[Any], table: Table, order: RetentionOrderV1) -> None:
-        if table.name == RECORDS:
-            await ctx.store.leave_taking(
-                keys, order.order_id, order.before_day, of_now=order.before_day > ctx.now.date()
-            )
-
-    return before_drop
 
 
 async def forget_states(ctx: Context[Store], visitor_ids: Collection[UUID], _: date) -> None:

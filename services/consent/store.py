@@ -267,13 +267,27 @@ class Store:
         """Sign the end of each chain once a day; return how many were signed."""
         return await chain_store.anchor(self._connection, keys, day)
 
-    async def leave_taking(
-        self, keys: chain.SigningKeys, order_id: UUID, before: date, *, of_now: bool
-    ) -> int:
-        """Say which records an order is about to drop; see `chain_store`."""
-        return await chain_store.leave_taking(
-            self._connection, keys, order_id, before, of_now=of_now
-        )
+    async def going(self, since: date, until: date) -> chain_store.RangesOf:
+        """Return the numbers of sound records that end in these days; see `chain_store`."""
+        return await chain_store.going(self._connection, since, until)
+
+    async def next_day(self, after: date, until: date) -> date | None:
+        """Return the next day on which a record ends; None = there is none before `until`."""
+        return await chain_store.next_day(self._connection, after, until)
+
+    async def has_at_most(self, n_rows: int, until: date) -> bool:
+        """Whether no more than so many records end before a day."""
+        return await chain_store.has_at_most(self._connection, n_rows, until)
+
+    async def close_chains(self) -> None:
+        """Let nobody append a record until the transaction's end."""
+        await chain_store.close_chains(self._connection)
+
+    async def leave_takings(
+        self, keys: chain.SigningKeys, order_id: UUID, ranges: chain_store.RangesOf
+    ) -> None:
+        """Say which records an order takes; see `chain_store`."""
+        await chain_store.leave_takings(self._connection, keys, order_id, ranges)
 
     async def anchors(self) -> list[chain.Anchor]:
         """Return all anchors, the oldest first."""
