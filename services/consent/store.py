@@ -203,7 +203,7 @@ class Store:
             RECEIPTS_WITHOUT_ANSWER_MAX,
             RECEIPTS_MAX,
         )
-        return [_recorded(row) for row in rows]
+        return _recorded(rows)
 
     async def import_alone(self) -> None:
         """Wait for another import to end: both would find that nothing is recorded yet."""
@@ -214,14 +214,14 @@ class Store:
         rows = await self._connection.fetch(
             "SELECT * FROM consent_record WHERE proof_id = ANY($1)", list(proof_ids)
         )
-        return [_recorded(row) for row in rows]
+        return _recorded(rows)
 
     async def recorded_as(self, decision_ids: Collection[UUID]) -> list[Recorded]:
         """Return what was recorded of decisions, whoever's they are, with what a receipt says."""
         rows = await self._connection.fetch(
             "SELECT * FROM consent_record WHERE decision_id = ANY($1)", list(decision_ids)
         )
-        return [_recorded(row) for row in rows]
+        return _recorded(rows)
 
     async def save(
         self, proofs: Sequence[Proof], subjects: Iterable[Subject], before: Mapping[UUID, Subject]
@@ -357,31 +357,41 @@ def _decision(row: asyncpg.Record) -> Decision:
     )
 
 
-def _recorded(row: asyncpg.Record) -> Recorded:
-    version, language = row["catalogue_version"], row["language"]
-    shown = catalogues.known().by_version.get(version or "")
-    shown_hash = None
-    if shown is not None and language in catalogues.LANGUAGES:
-        shown_hash = shown.hash(language)
-    elif version is None:
+def _recorded(rows: Sequence[asyncpg.Record]) -> list[Recorded]:
+    # once for all rows: it is the hash of a whole catalogue, a millisecond each
+    hashes = {
+        shown: _shown_hash(*shown)
+        for shown in {(r["catalogue_version"], r["wording_version"], r["language"]) for r in rows}
+    }
+    return [
+        Recorded(
+            decision_id=row["decision_id"],
+            proof_id=row["proof_id"],
+            purpose=row["purpose"],
+            recipient=row["recipient"] or None,
+            verdict=Verdict(row["decision"]),
+            catalogue_version=row["catalogue_version"],
+            wording_version=row["wording_version"],
+            language=row["language"],
+            method=row["method"],
+            page=row["page"],
+            decided_at=row["decided_at"],
+            ends_on=row["ends_on"],
+            named=_named(row["catalogue_version"], row["purpose"], row["decided_at"]),
+            shown_hash=hashes[row["catalogue_version"], row["wording_version"], row["language"]],
+        )
+        for row in rows
+    ]
+
+
+def _shown_hash(version: str | None, wording: str | None, language: str | None) -> str | None:
+    if version is None:
         # from before there were catalogues: the wording's own hash
-        shown_hash = row["wording_version"]
-    return Recorded(
-        decision_id=row["decision_id"],
-        proof_id=row["proof_id"],
-        purpose=row["purpose"],
-        recipient=row["recipient"] or None,
-        verdict=Verdict(row["decision"]),
-        catalogue_version=version,
-        wording_version=row["wording_version"],
-        language=language,
-        method=row["method"],
-        page=row["page"],
-        decided_at=row["decided_at"],
-        ends_on=row["ends_on"],
-        named=_named(version, row["purpose"], row["decided_at"]),
-        shown_hash=shown_hash,
-    )
+        return wording
+    shown = catalogues.known().by_version.get(version)
+    if shown is None or language is None or language not in catalogues.LANGUAGES:
+        return None
+    return shown.hash(language)
 
 
 def _named(version: str | None, purpose: str, at: datetime) -> frozenset[str]:
