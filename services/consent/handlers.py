@@ -87,7 +87,8 @@ def _record(ctx: Context[Store], fold: _Fold, received: Received[ConsentV1]) -> 
         raise Poison("decision_of_another_visitor")
     known = fold.loaded.decisions.setdefault(subject.proof_id, {})
     earlier = domain.states_of(known.values())
-    fresh = [decision for decision in judged.decisions if _is_new(known, decision)]
+    decisions = [domain.as_last_word(decision, known.values()) for decision in judged.decisions]
+    fresh = [decision for decision in decisions if _is_new(known, decision)]
     known.update((decision.key, decision) for decision in fresh)
     fold.proofs.extend(_proof(event, decision, subject.proof_id) for decision in fresh)
     ctx.count(topics.CONSENT, "recorded" if fresh else "duplicate")

@@ -306,7 +306,7 @@ async def ended(bench: Bench[Store], world: World) -> AsyncIterator[list[Proof]]
             catalogue_version="2026-11.1",
             wording_version="2026-11.1" if n % 3 else None,
             language="de",
-            page=(None, '/"quoted"\\', "/süß\t\u2028\x7f")[n % 3],
+            page=(None, '/"quoted"\\', "/süß\t\u2028\x7f", "")[n % 4],
         )
         for n in range(12)
     ]
