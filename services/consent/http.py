@@ -11,6 +11,7 @@ from fastapi import FastAPI, HTTPException, Response
 from schemas.consent import ConsentStateV1
 from services.chassis.context import Context
 from services.consent import catalogues, domain, receipts
+from services.consent.handlers import known_recipients
 from services.consent.store import Store
 from services.consent.wire import to_wire
 
@@ -67,6 +68,7 @@ def build_http(
         return issuer.keys.public()
 
     _serve_catalogues(app, transaction)
+    _serve_offers(app)
     return app
 
 
@@ -87,6 +89,25 @@ def _serve_catalogues(
         if found is None:
             raise HTTPException(404, "no such catalogue was published")
         return _shown(found, language)
+
+
+def _serve_offers(app: FastAPI) -> None:
+    @app.get("/v1/offers")
+    async def offers() -> dict[str, Any]:
+        """Return what each published version offers to agree to, and who has a name (R-F2).
+
+        For the door: what is not in here would be refused by `domain.judge`.
+        """
+        named: dict[str, list[str]] = {}
+        for purpose, recipient in sorted(known_recipients()):
+            named.setdefault(purpose, []).append(recipient)
+        return {
+            "versions": {
+                version: {"wordings": one.wordings, "recipients": one.recipients}
+                for version, one in catalogues.known().by_version.items()
+            },
+            "recipients": named,
+        }
 
 
 def _asks(heard: Sequence[receipts.Recorded], now: datetime) -> bool:

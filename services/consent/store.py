@@ -12,7 +12,11 @@ from services.consent import catalogues, chain_store, domain
 from services.consent.domain import Choice, Decision, Key, Verdict
 from services.consent.receipts import Recorded
 from services.privacy import chain
-from services.privacy.invariants import D1_NO_DAY_PARTITION_TOO_OLD, D2_INVARIANTS
+from services.privacy.invariants import (
+    D1_NO_DAY_PARTITION_TOO_OLD,
+    D1_NO_YEAR_PARTITION_TOO_OLD,
+    D2_INVARIANTS,
+)
 
 DECISIONS_PER_PURPOSE_MAX = 256
 """Newest decisions per visitor and purpose that are read: a bound, far above what a person does."""
@@ -40,6 +44,8 @@ _INSERT_RECORDS = """
 INVARIANTS = {
     **D2_INVARIANTS,
     "d1_no_day_partition_too_old": D1_NO_DAY_PARTITION_TOO_OLD,
+    # D1: a failure means that a year outlived its rule; did its order arrive?
+    "d1_no_year_partition_too_old": D1_NO_YEAR_PARTITION_TOO_OLD,
     # one proof per visitor, one visitor per proof
     "one_proof_per_visitor": """
         SELECT count(*) FROM (
@@ -320,6 +326,8 @@ class Store:
         await self._connection.execute("SELECT consent_year_maintain()")
 
     async def _records(self, proof_ids: list[UUID]) -> list[asyncpg.Record]:
+        if not proof_ids:
+            return []  # a poll of first choices: as a rule
         rows: list[asyncpg.Record] = await self._connection.fetch(
             """
             SELECT decision_id, purpose, recipient, decision, method, catalogue_version,

@@ -19,7 +19,8 @@ from services.consent.transfer_store import INVARIANTS, ConsentStore
 from services.consent.transfers import on_transfers
 from services.privacy import calendar
 from services.privacy.declare import by_day
-from services.privacy.executor import on_retention_orders
+from services.privacy.executor import Executor
+from tests.support import protected
 from tests.support.bench import Bench, new_visitor_id, open_bench, received
 from tests.support.stack import World
 
@@ -159,9 +160,7 @@ def order(bench: Bench[ConsentStore], **facts: Any) -> RetentionOrderV1:
 
 
 async def carry_out(bench: Bench[ConsentStore], event: RetentionOrderV1) -> None:
-    on_orders = on_retention_orders(TABLES, simulation=True)
-    async with bench.transaction() as ctx:
-        await on_orders(ctx, [received(topics.RETENTION_ORDER, event, bench.now)])
+    await protected.carry_out(bench, Executor(TABLES, simulation=True), event)
 
 
 async def test_an_erasure_takes_the_visitor_and_leaves_the_proof(bench):

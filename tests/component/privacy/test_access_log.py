@@ -10,18 +10,18 @@ from typing import Any
 import asyncpg
 import pytest
 
-from schemas import topics
-from schemas.retention import DataKind, RetentionAction, RetentionOrderV1, RetentionReceiptV1
+from schemas.retention import DataKind, RetentionAction, RetentionOrderV1
 from services.chassis import db
 from services.chassis.context import Context
 from services.consent.classification import TABLES
 from services.consent.store import Store
 from services.privacy.access_log import Access, AccessLog, Act, NotCountedError, Reason
-from services.privacy.executor import on_retention_orders
+from services.privacy.executor import Executor
 from services.privacy.keyed_hash import DayKeys, Subject
 from services.retention import schedule
 from services.retention.settings import DEFAULT_SCHEDULE
-from tests.support.bench import IDS, Bench, open_bench, received
+from tests.support.bench import IDS, Bench, open_bench
+from tests.support.protected import carry_out
 from tests.support.stack import World
 
 WORLD_SERVICES = ("consent",)
@@ -323,11 +323,7 @@ async def _carry_out(bench: Bench[Store], as_of: datetime) -> int:
         before_day=due.before_day,
         as_of=as_of,
     )
-    handle = on_retention_orders(TABLES, simulation=True)
-    async with bench.transaction() as ctx:
-        await handle(ctx, [received(topics.RETENTION_ORDER, order, bench.now)])
-        (row,) = ctx.outbox.rows
-    receipt = RetentionReceiptV1.model_validate_json(row.payload or b"")
+    (receipt,) = await carry_out(bench, Executor(TABLES, simulation=True), order)
     return sum(count.n_rows for count in receipt.counts)
 
 

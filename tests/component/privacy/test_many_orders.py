@@ -11,7 +11,7 @@ import pytest
 from schemas.retention import DataKind, RetentionAction, RetentionOrderV1, RetentionReceiptV1
 from services.privacy.executor import ORDERS_LOCK, WAITING_MAX
 from tests.support.bench import IDS, new_visitor_id
-from tests.support.protected import Side, open_side, total
+from tests.support.protected import Side, open_side, poll, total
 from tests.support.stack import World
 
 WORLD_SERVICES = ("ad_ledger", "call_control", "consent")
@@ -155,6 +155,59 @@ async def test_what_is_to_be_kept_is_said_before_it_would_go(world: World, servi
         live = "".join(text for texts in (await side.live()).values() for text in texts)
         assert str(other) not in live
         assert await side.violations() == {}
+
+
+async def test_a_drop_has_a_transaction_of_its_own(world: World, service: str) -> None:
+    """D1, R-D9: while the second one of a poll waits or counts, the first one's locks are gone."""
+    async with open_side(world, service) as side:
+        day = side.today - timedelta(days=6)
+        await side.fill(new_visitor_id(), day)
+        tables = {DataKind.AD_USE: "privacy_erased"}
+        tables |= {t.kind: t.name for t in side.tables if t.kind is not DataKind.AD_USE}
+        first, second = list(tables)[:2]
+        orders = [
+            side.order(RetentionAction.DROP, kinds=(kind,), before=day + timedelta(days=1))
+            for kind in (first, second)
+        ]
+        reader = await asyncpg.connect(world.owner_url(service))
+        other = await asyncpg.connect(world.database_url(service))
+        try:
+            await reader.execute(f"BEGIN; SELECT FROM {tables[second]} LIMIT 1")
+            assert await poll(side.bench, side.executor, *orders) == []
+            await asyncio.wait_for(side.executor.until_noted(60), 1)
+            (receipt,) = await side.retry()
+            assert receipt.order_id == orders[0].order_id
+            trying = asyncio.create_task(side.retry())
+            await asyncio.sleep(0.1)
+            assert not trying.done()
+            of_first = [t.name for t in side.tables if t.kind is first]
+            await other.execute("SET lock_timeout = '50ms'")
+            await other.execute(f"BEGIN; LOCK {', '.join(of_first)} IN ROW EXCLUSIVE MODE; COMMIT")
+            assert await trying == []
+            await reader.execute("COMMIT")
+            (receipt,) = await side.retry()
+            assert receipt.order_id == orders[1].order_id
+            assert await side.retry() == []
+        finally:
+            await other.close()
+            await reader.close()
+
+
+async def test_a_drop_waits_for_the_next_transaction_where_another_order_was_done(
+    world: World,
+) -> None:
+    """R-D9: what the other one has written stays locked until the end of the transaction."""
+    async with open_side(world, "call_control") as side:
+        visitor_id = new_visitor_id()
+        await side.fill(visitor_id, live=True)
+        erasure = side.order(RetentionAction.ERASE, visitor_id)
+        assert await side.handle(erasure) == []
+        drop = side.order(RetentionAction.DROP, kinds=(DataKind.IP_ADDRESS,), before=side.today)
+        assert await poll(side.bench, side.executor, drop) == []
+        await side.end_call()
+        found = [await side.retry(), await side.retry(), await side.retry()]
+        ids = [[receipt.order_id for receipt in receipts] for receipts in found]
+        assert ids == [[erasure.order_id], [drop.order_id], []]
 
 
 async def test_a_protection_without_names_that_nobody_has_placed_is_not_answered(
