@@ -16,6 +16,7 @@ from services.consent.receipts import Controller, Issuer
 from services.consent.registers import Teller
 from services.consent.settings import Settings, replace_apart
 from services.consent.store import INVARIANTS
+from services.consent.takings import EVERY_S, Takings
 from services.consent.transfer_store import ConsentStore
 from services.privacy import calendar, recipients
 from services.privacy.chain import SigningKeys
@@ -48,11 +49,12 @@ def build(settings: Settings | None = None) -> Service[Any]:
     service.on_secret("anchor_keys", lambda text: replace_apart(anchor_keys, text, proof_keys))
     receipt_keys = SigningKeys.from_json(settings.receipt_keys.get_secret_value())
     service.on_secret("receipt_keys", receipt_keys.replace)
+    takings = Takings(anchor_keys)
     executor = Executor(
         TABLES,
         simulation=settings.simulation,
         keys=receipt_keys,
-        hooks=Hooks(before_drop=handlers.leave_takings(anchor_keys), settle=handlers.forget_states),
+        hooks=Hooks(before_drop=takings.before_drop, settle=handlers.forget_states),
     )
     service.consume(
         {
@@ -69,6 +71,9 @@ def build(settings: Settings | None = None) -> Service[Any]:
     service.task(
         "anchors", lambda: service.weatherproof("anchors", lambda: _anchor(service, anchor_keys))
     )
+    service.task(
+        "takings", lambda: service.weatherproof("takings", lambda: _look(service, takings))
+    )
     service.task("years", lambda: service.weatherproof("years", lambda: _maintain_years(service)))
     service.task(
         "registers", lambda: service.weatherproof("registers", lambda: _tell(service, teller))
@@ -82,6 +87,12 @@ async def _tell(service: Service[Any], teller: Teller) -> None:
             told = teller.tell(ctx)
         teller.has_told(told, ctx.now)
         await sleep(_REGISTERS_EVERY_S)
+
+
+async def _look(service: Service[Any], takings: Takings) -> None:
+    while True:
+        if not await takings.look_through(service.transaction):
+            await sleep(EVERY_S)
 
 
 async def _maintain_years(service: Service[Any]) -> None:

@@ -142,7 +142,7 @@ async def anchor(connection: db.Connection, keys: chain.SigningKeys, day: date) 
     return len(rows)
 
 
-# What of the years before a day is what its link committed to, in runs of numbers. What is not was
+# What of some days is what its link committed to, in runs of numbers. What is not was
 # put in or changed: a drop must not make it look like something that was taken rightly. The text is
 # `content_of`'s, and a test holds both against each other.
 _GOING = """
@@ -150,8 +150,8 @@ _GOING = """
         SELECT DISTINCT r.chain_part AS part, r.chain_seq AS seq
         FROM consent_record r
         JOIN consent_chain c ON (c.part, c.seq) = (r.chain_part, r.chain_seq)
-        WHERE r.ends_on < date_trunc('year', $1::timestamp)::date
-          AND get_byte(sha256(uuid_send(r.proof_id)), 0) % $2 = r.chain_part
+        WHERE r.ends_on >= $1 AND r.ends_on < $2
+          AND get_byte(sha256(uuid_send(r.proof_id)), 0) % $3 = r.chain_part
           AND c.commitment = sha256('commitment\\000'::bytea || r.salt || convert_to(concat(
             '{"catalogue_version":', coalesce(to_json(r.catalogue_version)::text, 'null'),
             ',"decided_at":"',
@@ -177,32 +177,71 @@ _GOING = """
 """
 
 
-async def leave_taking(
-    connection: db.Connection, keys: SigningKeys, order_id: UUID, before: date, *, of_now: bool
-) -> int:
-    """Say, chained and signed, which contents an order is about to drop; before it drops them.
+class RangesOf(dict[int, list[tuple[int, int]]]):
+    """Part -> runs of numbers, ascending."""
 
-    Args:
-        before: what ended in a year before this day's goes.
-        of_now: whether that can be what is being written meanwhile (a simulation): then nobody
-            appends until the transaction's end.
 
-    Returns:
-        From how many chains something goes.
-    """
-    if of_now:
-        await connection.execute(
-            "SELECT FROM consent_chain_head WHERE part < $1 ORDER BY part FOR UPDATE", PARTS
-        )
-    ranges: dict[int, list[tuple[int, int]]] = {}
-    for row in await connection.fetch(_GOING, before, PARTS):
-        ranges.setdefault(row["part"], []).append((row["first"], row["last"]))
+def merged(one: RangesOf, other: RangesOf) -> RangesOf:
+    """Return the runs of both, those that touch as one."""
+    found = RangesOf()
+    for part in sorted(one.keys() | other.keys()):
+        runs: list[tuple[int, int]] = []
+        for first, last in sorted([*one.get(part, ()), *other.get(part, ())]):
+            if runs and first <= runs[-1][1] + 1:
+                runs[-1] = runs[-1][0], max(last, runs[-1][1])
+            else:
+                runs.append((first, last))
+        found[part] = runs
+    return found
+
+
+async def going(connection: db.Connection, since: date, until: date) -> RangesOf:
+    """Return the numbers of the records that end in these days and are what was committed to."""
+    found = RangesOf()
+    for row in await connection.fetch(_GOING, since, until, PARTS):
+        found.setdefault(row["part"], []).append((row["first"], row["last"]))
+    return found
+
+
+async def next_day(connection: db.Connection, after: date, until: date) -> date | None:
+    """Return the next day on which a record ends; None = there is none before `until`."""
+    found: date | None = await connection.fetchval(
+        "SELECT min(ends_on) FROM consent_record WHERE ends_on > $1 AND ends_on < $2", after, until
+    )
+    return found
+
+
+async def has_at_most(connection: db.Connection, n_rows: int, until: date) -> bool:
+    """Whether no more than so many records end before a day."""
+    found: int = await connection.fetchval(
+        """
+        SELECT count(*) FROM (
+            SELECT FROM consent_record WHERE ends_on < $1 LIMIT $2::int + 1
+        ) AS first_ones
+        """,
+        until,
+        n_rows,
+    )
+    return found <= n_rows
+
+
+async def close_chains(connection: db.Connection) -> None:
+    """Let nobody append a record until the transaction's end."""
+    await connection.execute(
+        "SELECT FROM consent_chain_head WHERE part < $1 ORDER BY part FOR UPDATE", PARTS
+    )
+
+
+async def leave_takings(
+    connection: db.Connection, keys: SigningKeys, order_id: UUID, ranges: RangesOf
+) -> None:
+    """Say, chained and signed, which records an order takes; in the order's transaction."""
     unsigned = [
         Taking(chain=chain_name(part), seq=0, order_id=order_id, ranges=tuple(among))
         for part, among in ranges.items()
     ]
     if not unsigned:
-        return 0
+        return
     commitments = [chain.commitment(NO_SALT, one.content()) for one in unsigned]
     entries = (await append(connection, {TAKINGS: commitments}))[TAKINGS]
     for part, one, entry in zip(ranges, unsigned, entries, strict=True):
@@ -216,7 +255,6 @@ async def leave_taking(
             signed.seq, part, order_id, [first for first, _ in signed.ranges],
             [last for _, last in signed.ranges], signed.key_id, signed.signature,
         )  # fmt: skip
-    return len(entries)
 
 
 async def read_part(connection: db.Connection, part: int) -> Part:

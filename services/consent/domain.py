@@ -244,6 +244,22 @@ def named(offer: Offer | None, choice: Choice) -> frozenset[str]:
     return frozenset() if offer is None else offer.recipients.get(choice.purpose, frozenset())
 
 
+def as_last_word(decision: Decision, known: Iterable[Decision]) -> Decision:
+    """Return a denial that was taken as of its receipt so that nothing before it outlasts it.
+
+    An agreement may have been told some minutes ahead, and of one instant the higher id would win,
+    which follows from the wrong clock too.
+    """
+    if not decision.is_as_of_receipt:
+        return decision
+    instants = [one.decided_at for one in known if one.purpose == decision.purpose]
+    latest = max(instants, default=decision.decided_at - _TICK)
+    return replace(decision, decided_at=max(decision.decided_at, latest + _TICK))
+
+
+_TICK = timedelta(microseconds=1)
+
+
 class Novelty(StrEnum):
     """What a decision is to the ones already known."""
 

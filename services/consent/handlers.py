@@ -5,12 +5,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from functools import cache
-from typing import Any
 from uuid import UUID
 
 from schemas import topics
 from schemas.consent import ConsentV1
-from schemas.retention import RetentionOrderV1
 from services.chassis.context import Context
 from services.chassis.errors import Poison
 from services.chassis.received import Received
@@ -19,11 +17,7 @@ from services.consent.domain import Choice, Decision, Key, Novelty, Verdict
 from services.consent.store import SIGNAL, Loaded, Proof, Store, Subject
 from services.consent.wire import to_wire
 from services.privacy import calendar, chain, recipients
-from services.privacy.chain import SigningKeys
-from services.privacy.declare import Table
-from services.privacy.executor import BeforeDrop
 
-RECORDS = "consent_record"
 Consents = Sequence[Received[ConsentV1]]
 
 
@@ -93,7 +87,8 @@ def _record(ctx: Context[Store], fold: _Fold, received: Received[ConsentV1]) -> 
         raise Poison("decision_of_another_visitor")
     known = fold.loaded.decisions.setdefault(subject.proof_id, {})
     earlier = domain.states_of(known.values())
-    fresh = [decision for decision in judged.decisions if _is_new(known, decision)]
+    decisions = [domain.as_last_word(decision, known.values()) for decision in judged.decisions]
+    fresh = [decision for decision in decisions if _is_new(known, decision)]
     known.update((decision.key, decision) for decision in fresh)
     fold.proofs.extend(_proof(event, decision, subject.proof_id) for decision in fresh)
     ctx.count(topics.CONSENT, "recorded" if fresh else "duplicate")
@@ -161,18 +156,6 @@ def _proof(event: ConsentV1, decision: Decision, proof_id: UUID) -> Proof:
         page=event.page,
         salt=secrets.token_bytes(chain.SALT_BYTES),
     )
-
-
-def leave_takings(keys: SigningKeys) -> BeforeDrop:
-    """Return what leaves the evidence of records whose period ended, before they go (K1)."""
-
-    async def before_drop(ctx: Context[Any], table: Table, order: RetentionOrderV1) -> None:
-        if table.name == RECORDS:
-            await ctx.store.leave_taking(
-                keys, order.order_id, order.before_day, of_now=order.before_day > ctx.now.date()
-            )
-
-    return before_drop
 
 
 async def forget_states(ctx: Context[Store], visitor_ids: Collection[UUID], _: date) -> None:

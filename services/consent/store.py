@@ -209,7 +209,7 @@ class Store:
             RECEIPTS_WITHOUT_ANSWER_MAX,
             RECEIPTS_MAX,
         )
-        return [_recorded(row) for row in rows]
+        return _recorded(rows)
 
     async def import_alone(self) -> None:
         """Wait for another import to end: both would find that nothing is recorded yet."""
@@ -220,14 +220,14 @@ class Store:
         rows = await self._connection.fetch(
             "SELECT * FROM consent_record WHERE proof_id = ANY($1)", list(proof_ids)
         )
-        return [_recorded(row) for row in rows]
+        return _recorded(rows)
 
     async def recorded_as(self, decision_ids: Collection[UUID]) -> list[Recorded]:
         """Return what was recorded of decisions, whoever's they are, with what a receipt says."""
         rows = await self._connection.fetch(
             "SELECT * FROM consent_record WHERE decision_id = ANY($1)", list(decision_ids)
         )
-        return [_recorded(row) for row in rows]
+        return _recorded(rows)
 
     async def save(
         self, proofs: Sequence[Proof], subjects: Iterable[Subject], before: Mapping[UUID, Subject]
@@ -273,13 +273,27 @@ class Store:
         """Sign the end of each chain once a day; return how many were signed."""
         return await chain_store.anchor(self._connection, keys, day)
 
-    async def leave_taking(
-        self, keys: chain.SigningKeys, order_id: UUID, before: date, *, of_now: bool
-    ) -> int:
-        """Say which records an order is about to drop; see `chain_store`."""
-        return await chain_store.leave_taking(
-            self._connection, keys, order_id, before, of_now=of_now
-        )
+    async def going(self, since: date, until: date) -> chain_store.RangesOf:
+        """Return the numbers of sound records that end in these days; see `chain_store`."""
+        return await chain_store.going(self._connection, since, until)
+
+    async def next_day(self, after: date, until: date) -> date | None:
+        """Return the next day on which a record ends; None = there is none before `until`."""
+        return await chain_store.next_day(self._connection, after, until)
+
+    async def has_at_most(self, n_rows: int, until: date) -> bool:
+        """Whether no more than so many records end before a day."""
+        return await chain_store.has_at_most(self._connection, n_rows, until)
+
+    async def close_chains(self) -> None:
+        """Let nobody append a record until the transaction's end."""
+        await chain_store.close_chains(self._connection)
+
+    async def leave_takings(
+        self, keys: chain.SigningKeys, order_id: UUID, ranges: chain_store.RangesOf
+    ) -> None:
+        """Say which records an order takes; see `chain_store`."""
+        await chain_store.leave_takings(self._connection, keys, order_id, ranges)
 
     async def anchors(self) -> list[chain.Anchor]:
         """Return all anchors, the oldest first."""
@@ -351,31 +365,41 @@ def _decision(row: asyncpg.Record) -> Decision:
     )
 
 
-def _recorded(row: asyncpg.Record) -> Recorded:
-    version, language = row["catalogue_version"], row["language"]
-    shown = catalogues.known().by_version.get(version or "")
-    shown_hash = None
-    if shown is not None and language in catalogues.LANGUAGES:
-        shown_hash = shown.hash(language)
-    elif version is None:
+def _recorded(rows: Sequence[asyncpg.Record]) -> list[Recorded]:
+    # once for all rows: it is the hash of a whole catalogue, a millisecond each
+    hashes = {
+        shown: _shown_hash(*shown)
+        for shown in {(r["catalogue_version"], r["wording_version"], r["language"]) for r in rows}
+    }
+    return [
+        Recorded(
+            decision_id=row["decision_id"],
+            proof_id=row["proof_id"],
+            purpose=row["purpose"],
+            recipient=row["recipient"] or None,
+            verdict=Verdict(row["decision"]),
+            catalogue_version=row["catalogue_version"],
+            wording_version=row["wording_version"],
+            language=row["language"],
+            method=row["method"],
+            page=row["page"],
+            decided_at=row["decided_at"],
+            ends_on=row["ends_on"],
+            named=_named(row["catalogue_version"], row["purpose"], row["decided_at"]),
+            shown_hash=hashes[row["catalogue_version"], row["wording_version"], row["language"]],
+        )
+        for row in rows
+    ]
+
+
+def _shown_hash(version: str | None, wording: str | None, language: str | None) -> str | None:
+    if version is None:
         # from before there were catalogues: the wording's own hash
-        shown_hash = row["wording_version"]
-    return Recorded(
-        decision_id=row["decision_id"],
-        proof_id=row["proof_id"],
-        purpose=row["purpose"],
-        recipient=row["recipient"] or None,
-        verdict=Verdict(row["decision"]),
-        catalogue_version=version,
-        wording_version=row["wording_version"],
-        language=language,
-        method=row["method"],
-        page=row["page"],
-        decided_at=row["decided_at"],
-        ends_on=row["ends_on"],
-        named=_named(version, row["purpose"], row["decided_at"]),
-        shown_hash=shown_hash,
-    )
+        return wording
+    shown = catalogues.known().by_version.get(version)
+    if shown is None or language is None or language not in catalogues.LANGUAGES:
+        return None
+    return shown.hash(language)
 
 
 def _named(version: str | None, purpose: str, at: datetime) -> frozenset[str]:

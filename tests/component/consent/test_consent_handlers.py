@@ -389,6 +389,24 @@ async def test_a_denial_by_a_wrong_clock_counts_from_when_it_came(
     assert in_force(await _served(bench, visitor)) == {"marketing": False}
 
 
+@pytest.mark.parametrize("ahead", [timedelta(0), timedelta(minutes=4)])
+async def test_a_denial_by_a_wrong_clock_outlasts_what_came_before_it(
+    bench: Bench[Store], ahead: timedelta
+) -> None:
+    """R-F3, R-G7: also an agreement of the same instant, or one told a little ahead."""
+    visitor = new_visitor_id()
+    # the lower id, as a clock that is behind would make it
+    event = consent(visitor, (Purpose.MARKETING, WITHDRAWN))
+    given = consent(visitor, (Purpose.MARKETING, GIVEN))
+    assert event.decision_id < given.decision_id
+    await take(bench, (given, bench.now + ahead))
+    (state,) = await take(bench, (event, bench.now - timedelta(days=9)))
+    assert in_force(state) == {"marketing": False}
+    again = consent(visitor, (Purpose.MARKETING, GIVEN))
+    (state,) = await take(bench, (again, bench.now + ahead + timedelta(seconds=1)))
+    assert in_force(state) == {"marketing": True}, "and whoever agrees after it has agreed"
+
+
 async def test_a_denial_by_a_wrong_clock_of_whom_nobody_knew_has_its_link(
     bench: Bench[Store],
 ) -> None:
