@@ -164,6 +164,11 @@ class Cleared:
     def __reduce__(self) -> NoReturn:
         raise TypeError("a cleared payload is sent once: it cannot be copied")
 
+    @property
+    def fields(self) -> frozenset[str]:
+        """Return the paths of what may go; no values."""
+        return self._permit.fields
+
     async def take(self, recipient: str, now: datetime) -> bytes:
         """Return the JSON text to send, with the permitted fields and no others.
 
