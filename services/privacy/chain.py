@@ -124,6 +124,8 @@ class Fault(StrEnum):
     """A record that claims the place of another one, or a chain that is not its proof's."""
     CONTENT_CHANGED = "content_changed"
     """Content and salt are there, and are not what was committed to."""
+    GONE_EARLY = "gone_early"
+    """Its salt is gone, and with it what it said, before the rule of its year allowed it."""
 
 
 @dataclass(frozen=True, kw_only=True)

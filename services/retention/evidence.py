@@ -13,11 +13,14 @@ from uuid import UUID
 import asyncpg
 
 from services.chassis import db
-from services.privacy import chain
+from services.privacy import calendar, chain
 from services.privacy.chain import Anchor, Entry, Fault, Finding, VerifyKeys
 
 CHAIN = "retention"
 _BATCH = 5_000
+_YEAR = "year"
+_OPEN_SALT = bytes(chain.SALT_BYTES)
+"""Of links that say a year: there is nothing in them to keep secret, so it never goes."""
 
 _HEAD = "SELECT seq, commitment, hash FROM retention_chain ORDER BY seq DESC LIMIT 1"
 
@@ -77,13 +80,38 @@ class Evidence:
         """Take the transaction's connection."""
         self._connection = connection
 
-    async def chain(self, items: Sequence[Item]) -> None:
-        """Append rows that this transaction has written, in this order."""
+    async def chain(self, items: Sequence[Item], now: datetime) -> None:
+        """Append rows that this transaction has written, in this order.
+
+        Before the first ones of a year (Berlin) stands a link that says the year.
+        """
+        if not items:
+            return
+        await self._begin_year(calendar.berlin_date(now).year)
         contents = await self._contents(items)
         salts = [chain.new_salt() for _ in items]
-        commitments = [
-            chain.commitment(salt, contents[item]) for salt, item in zip(salts, items, strict=True)
-        ]
+        entries = await self._append(
+            items,
+            [
+                chain.commitment(salt, contents[item])
+                for salt, item in zip(salts, items, strict=True)
+            ],
+        )
+        await self._connection.executemany(
+            "INSERT INTO retention_chain_salt (seq, salt) VALUES ($1, $2)",
+            [(entry.seq, salt) for entry, salt in zip(entries, salts, strict=True)],
+        )
+
+    async def _begin_year(self, year: int) -> None:
+        last = await self._connection.fetchval(
+            "SELECT ref FROM retention_chain WHERE what = $1 ORDER BY ref DESC LIMIT 1", _YEAR
+        )
+        # a clock that went back begins no year
+        if last is None or last.int < year:
+            committed = chain.commitment(_OPEN_SALT, _year_text(year))
+            await self._append([Item(_YEAR, UUID(int=year))], [committed])
+
+    async def _append(self, items: Sequence[Item], commitments: Sequence[bytes]) -> list[Entry]:
         entries = chain.append(await self.head(), commitments)
         await self._connection.executemany(
             """
@@ -95,10 +123,7 @@ class Evidence:
                 for entry, item in zip(entries, items, strict=True)
             ],
         )
-        await self._connection.executemany(
-            "INSERT INTO retention_chain_salt (seq, salt) VALUES ($1, $2)",
-            [(entry.seq, salt) for entry, salt in zip(entries, salts, strict=True)],
-        )
+        return entries
 
     async def refuse(
         self, refusal_id: UUID, *, what: str, reason: str, staff_id: str, now: datetime
@@ -115,7 +140,7 @@ class Evidence:
             staff_id,
             now,
         )
-        await self.chain([Item("refusal", refusal_id)])
+        await self.chain([Item("refusal", refusal_id)], now)
 
     async def head(self) -> Entry | None:
         """Return the last link; None of an empty chain."""
@@ -144,14 +169,23 @@ class Evidence:
         )
 
     async def drop(self, before: date) -> int:
-        """Drop what was issued before a day, with its salts; links stay. Returns how much."""
-        found = await self._connection.fetchval("SELECT retention_evidence_drop($1)", before)
+        """Drop what is of before a day (Berlin), with its salts; links stay. Returns how much.
+
+        No more than the rule allows by the database's clock, however far a sweep looks ahead.
+        """
+        found = await self._connection.fetchval(
+            "SELECT retention_evidence_drop(least($1, retention_evidence_before(now())))", before
+        )
         return int(found)
 
     # ------------------------------------------------------------------ verification
 
-    async def verify(self, keys: VerifyKeys) -> Report:
-        """Hold the chain, its anchors and all contents that are still there against each other."""
+    async def verify(self, keys: VerifyKeys, before: date) -> Report:
+        """Hold the chain, its anchors and all contents that are still there against each other.
+
+        Args:
+            before: first day (Berlin) whose evidence must be there still, by the schedule's rule.
+        """
         rows = await self._connection.fetch(
             """
             SELECT c.*, s.salt FROM retention_chain c LEFT JOIN retention_chain_salt s USING (seq)
@@ -177,6 +211,7 @@ class Evidence:
             *chain.verify(entries.values()),
             *chain.verify_anchors(entries, anchors, keys),
             *await self._changed(salted, entries),
+            *_gone_early(rows, entries, before.year),
         ]
         return Report(
             n_links=len(rows),
@@ -214,6 +249,34 @@ class Evidence:
                 item = Item(what, content.pop("ref"), content.pop("service"))
                 found[item] = chain.canonical(content)
         return found
+
+
+def _gone_early(
+    rows: Sequence[asyncpg.Record], entries: Mapping[int, Entry], year_kept: int
+) -> list[Finding]:
+    """Return links without a salt that are of a year which is still kept, and false years.
+
+    A link is of the year that was said last before it; those before the first such link are of
+    the year that it says.
+    """
+    found = []
+    said, year = 0, next((row["ref"].int for row in rows if row["what"] == _YEAR), year_kept)
+    for row in rows:
+        seq = row["seq"]
+        if row["what"] == _YEAR:
+            year = row["ref"].int
+            is_said = chain.is_content_of(entries[seq], _OPEN_SALT, _year_text(year))
+            # years go up: who says an old one again wants salts to be missing in peace
+            if year <= said or not is_said:
+                found.append(Finding(seq=seq, fault=Fault.CONTENT_CHANGED))
+            said = year
+        elif row["salt"] is None and year >= year_kept:
+            found.append(Finding(seq=seq, fault=Fault.GONE_EARLY))
+    return found
+
+
+def _year_text(year: int) -> bytes:
+    return chain.canonical({"year": year})
 
 
 def _entry(row: asyncpg.Record) -> Entry:

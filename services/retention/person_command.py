@@ -284,8 +284,10 @@ async def verify(arguments: Sequence[str]) -> int:
     as_json = parser.parse_args(arguments).json
     settings = Settings.load()
     keys = SigningKeys.from_json(settings.anchor_keys.get_secret_value())
+    rules = schedule.load(settings.schedule_path)
     async with _transaction(settings) as ctx:
-        found = await ctx.store.evidence.verify(VerifyKeys(keys.public()))
+        before = rules.evidence_before(ctx.now)
+        found = await ctx.store.evidence.verify(VerifyKeys(keys.public()), before)
     sys.stdout.write(f"{as_document(found) if as_json else as_text(found)}\n")
     return EXIT_BROKEN if found.findings else EXIT_OK
 

@@ -92,7 +92,7 @@ class ProtectionStore:
             found.n_visitors,
         )
         item = Item("person_order", found.order.order_id)
-        await Evidence(self._connection).chain([item])
+        await Evidence(self._connection).chain([item], found.order.issued_at)
 
     async def with_names(
         self, issued_before: datetime, limit: int

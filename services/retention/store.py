@@ -133,7 +133,7 @@ class Store:
             list(order.expected),
             order.action,
         )
-        await self.evidence.chain([Item("order", order.order_id)])
+        await self.evidence.chain([Item("order", order.order_id)], order.issued_at)
 
     async def link(self, sweep_id: UUID, order_id: UUID, *, is_new: bool) -> None:
         """Record that a sweep made an order, or found it made."""
@@ -280,7 +280,7 @@ class Store:
             ],
         )
         items = [Item("receipt", receipt.order_id, receipt.service) for receipt in receipts]
-        await self.evidence.chain(items)
+        await self.evidence.chain(items, received_at)
 
     async def save_completions(self, order_ids: Sequence[UUID], completed_at: datetime) -> None:
         """Record that all expected answers are there."""
