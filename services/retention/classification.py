@@ -22,6 +22,8 @@ CLASSIFICATION: Classification = {
     ),
     "retention_protection_step": plain("protection_id step staff_id done_at"),
     "retention_protection_review": plain("protection_id staff_id review_on done_at"),
+    "retention_review": plain("review_id protection_id review_on reason staff_id proposed_at"),
+    "retention_review_confirmation": plain("review_id staff_id confirmed_at"),
     "retention_sweep_order": plain("sweep_id order_id is_new"),
     "retention_receipt": plain("order_id service kind counts done_at received_at"),
     "retention_completion": plain("order_id completed_at"),

@@ -46,11 +46,29 @@ _CONTENTS: Mapping[str, str] = {
         SELECT refusal_id AS ref, NULL AS service, refusal_id, what, reason, staff_id, refused_at
         FROM retention_refusal WHERE refusal_id = ANY($1)
     """,
+    "protection": """
+        SELECT protection_id AS ref, NULL AS service, protection_id, is_hold, case_number, ground,
+               kinds, from_day, before_day, names_visitors, review_on
+        FROM retention_protection WHERE protection_id = ANY($1)
+    """,
+    "protection_step": """
+        SELECT protection_id AS ref, step AS service, protection_id, step, staff_id, done_at
+        FROM retention_protection_step WHERE protection_id = ANY($1)
+    """,
+    "review": """
+        SELECT review_id AS ref, NULL AS service, review_id, protection_id, review_on, reason,
+               staff_id, proposed_at
+        FROM retention_review WHERE review_id = ANY($1)
+    """,
+    "review_confirmation": """
+        SELECT review_id AS ref, NULL AS service, review_id, staff_id, confirmed_at
+        FROM retention_review_confirmation WHERE review_id = ANY($1)
+    """,
 }
 
 
 class Item(NamedTuple):
-    """One row of evidence: which kind it is of, its id, and for a receipt its service."""
+    """One row of evidence: its kind, its id, and which of that id: a service, or a step."""
 
     what: str
     ref: UUID

@@ -212,6 +212,10 @@ class Explainer:
                 {"step": step, "by": staff_id, "done_at": done_at.isoformat()}
                 for step, staff_id, done_at in await self._store.steps_of_protection(protection_id)
             ],
+            "reviews": [
+                {name: _plain(value) for name, value in review.items()}
+                for review in await self._store.protections.reviews(protection_id)
+            ],
             "on": day.isoformat(),
             # what it keeps from going, and what is due again when it is over
             "rules": [self._rule(rule)["rule"] for rule in rules],
@@ -296,6 +300,10 @@ def _sweep(found: tuple[UUID, datetime, datetime, str] | None) -> Answer | None:
         "swept_at": swept_at.isoformat(),
         "schedule_version": version,
     }
+
+
+def _plain(value: object) -> object:
+    return value.isoformat() if isinstance(value, date) else value
 
 
 def _record(history: History) -> Answer:

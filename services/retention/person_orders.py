@@ -19,12 +19,18 @@ from services.retention.domain import Order
 from services.retention.protection_store import PersonOrder
 from services.retention.protections import (
     PERSON_KINDS,
+    RESTRICTION_REVIEW_AFTER,
+    REVIEW_MAX,
     Ground,
+    ProposedReview,
     Protection,
     Refusal,
     Scope,
     Step,
     refuse_author,
+    refuse_confirmation,
+    refuse_later_review,
+    refuse_reach,
     refuse_review,
     refuse_scope,
     refuse_step,
@@ -78,12 +84,24 @@ class PersonOrders:
     Every method raises RefusedError where it does nothing.
     """
 
-    def __init__(self, ctx: Context[Store], schedule: Schedule, overdue_after: timedelta) -> None:
-        """Take the transaction, the schedule, and after how long silence is an alarm."""
+    def __init__(
+        self,
+        ctx: Context[Store],
+        schedule: Schedule,
+        overdue_after: timedelta,
+        review_max: timedelta = REVIEW_MAX,
+    ) -> None:
+        """Take the transaction and the schedule.
+
+        Args:
+            overdue_after: silence for longer than this is an alarm.
+            review_max: how far ahead a review date may lie.
+        """
         self._ctx = ctx
         self._store = ctx.store.protections
         self._schedule = schedule
         self._overdue_after = overdue_after
+        self._review_max = review_max
 
     # ------------------------------------------------------------------ persons
 
@@ -98,10 +116,17 @@ class PersonOrders:
         ]
 
     async def restrict(
-        self, author: Author, visitor_ids: Sequence[UUID]
+        self, author: Author, visitor_ids: Sequence[UUID], review_on: date | None = None
     ) -> tuple[UUID, list[UUID]]:
-        """Order visitors' rows out of the live tables; return the restriction's and orders' ids."""
+        """Order visitors' rows out of the live tables; return the restriction's and orders' ids.
+
+        Args:
+            review_on: when it is looked at again; None = after the usual time.
+        """
         _check(refuse_author(author.staff_id, author.case_number))
+        today = calendar.berlin_date(self._ctx.now)
+        review_on = review_on or today + min(RESTRICTION_REVIEW_AFTER, self._review_max)
+        _check(refuse_review(review_on, today, self._review_max))
         if not visitor_ids:
             raise RefusedError(Refusal.NOBODY_NAMED)
         scope = Scope(
@@ -116,9 +141,10 @@ class PersonOrders:
             case_number=author.case_number,
             ground=None,
             scope=scope,
-            review_on=None,
+            review_on=review_on,
             steps={},
         )
+        await self._ctx.store.lock()
         await self._store.propose(restriction, author.staff_id, self._ctx.now)
         await self._store.keep_names(restriction.protection_id, visitor_ids)
         return restriction.protection_id, await self._protect(author, restriction, visitor_ids)
@@ -150,7 +176,8 @@ class PersonOrders:
         _check(refuse_scope(scope, frozenset(DataKind), holdable))
         cases = self._schedule.special_cases_on(today)
         _check(refuse_threat(ground, scope, author.case_number, cases))
-        _check(refuse_review(review_on, today))
+        _check(refuse_review(review_on, today, self._review_max))
+        _check(refuse_reach(scope, review_on))
         if scope.names_visitors and not visitor_ids:
             raise RefusedError(Refusal.NOBODY_NAMED)
         hold = Protection(
@@ -162,6 +189,7 @@ class PersonOrders:
             review_on=review_on,
             steps={},
         )
+        await self._ctx.store.lock()
         await self._store.propose(hold, author.staff_id, self._ctx.now)
         if scope.names_visitors:
             await self._store.keep_names(hold.protection_id, visitor_ids)
@@ -174,7 +202,7 @@ class PersonOrders:
         assert hold.review_on is not None
         assert hold.ground is not None
         # what was so at the proposal may be over
-        _check(refuse_review(hold.review_on, today))
+        _check(refuse_review(hold.review_on, today, self._review_max))
         cases = self._schedule.special_cases_on(today)
         _check(refuse_threat(hold.ground, hold.scope, hold.case_number, cases))
         return await self.send_hold(staff_id, hold)
@@ -217,12 +245,36 @@ class PersonOrders:
             await self._end(Author(staff_id=BY_SCHEDULE, case_number=hold.case_number), hold)
         return len(found)
 
-    async def review_hold(self, staff_id: str, protection_id: UUID, review_on: date) -> None:
-        """Set a later review date."""
-        hold = await self._store.protection(protection_id)
-        _check(refuse_author(staff_id, hold.case_number) if hold else Refusal.NOT_FOUND)
-        _check(refuse_review(review_on, calendar.berlin_date(self._ctx.now)))
-        await self._store.review(protection_id, staff_id, review_on, self._ctx.now)
+    async def propose_review(
+        self, staff_id: str, protection_id: UUID, review_on: date, reason: str
+    ) -> None:
+        """Propose a later review date of a hold or restriction; the last proposal counts."""
+        await self._may_review(staff_id, protection_id, review_on, reason)
+        proposed = ProposedReview(
+            review_id=self._ctx.ids.new(), review_on=review_on, reason=reason, staff_id=staff_id
+        )
+        await self._store.propose_review(protection_id, proposed, self._ctx.now)
+
+    async def confirm_review(self, staff_id: str, protection_id: UUID, review_on: date) -> None:
+        """Set a later review date that somebody else has proposed, and not long ago."""
+        await self._ctx.store.lock()
+        since = self._ctx.now - PROPOSAL_LIFE
+        proposed = await self._store.proposed_review(protection_id, since)
+        _check(refuse_confirmation(proposed, review_on, staff_id))
+        assert proposed is not None
+        # what was so at the proposal may be over
+        await self._may_review(staff_id, protection_id, review_on, proposed.reason)
+        await self._store.confirm_review(proposed.review_id, staff_id, self._ctx.now)
+
+    async def _may_review(
+        self, staff_id: str, protection_id: UUID, review_on: date, reason: str
+    ) -> None:
+        await self._ctx.store.lock()
+        found = await self._store.protection(protection_id)
+        today = calendar.berlin_date(self._ctx.now)
+        _check(refuse_later_review(found, review_on, reason, today, self._review_max))
+        assert found is not None
+        _check(refuse_author(staff_id, found.case_number))
 
     async def send_again(self, staff_id: str, protection_id: UUID) -> list[UUID]:
         """Order what is in force once more, for a service whose database was restored."""

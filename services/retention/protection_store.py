@@ -10,7 +10,7 @@ import asyncpg
 from services.chassis import db
 from services.retention.domain import Order
 from services.retention.evidence import Evidence, Item
-from services.retention.protections import Protection, Scope, Step
+from services.retention.protections import ProposedReview, Protection, Scope, Step
 
 INVARIANTS = {
     # the trigger refuses it; this sees it also where the trigger was taken away
@@ -21,15 +21,22 @@ INVARIANTS = {
         WHERE p.is_hold AND a.staff_id = b.staff_id
           AND (a.step, b.step) IN (('proposed', 'placed'), ('release_proposed', 'released'))
     """,
-    "r_d3_no_hold_past_its_review": """
+    "r_d3_two_persons_review": """
+        SELECT count(*) FROM retention_review a JOIN retention_review_confirmation b
+            USING (review_id, staff_id)
+    """,
+    # of holds and restrictions alike (R-G4); one without a date is late
+    "r_d3_none_past_its_review": """
         SELECT count(*) FROM retention_protection p
-        WHERE p.is_hold
-          AND EXISTS (SELECT FROM retention_protection_step s
+        WHERE EXISTS (SELECT FROM retention_protection_step s
                       WHERE s.protection_id = p.protection_id AND s.step = 'placed')
           AND NOT EXISTS (SELECT FROM retention_protection_step s
                           WHERE s.protection_id = p.protection_id AND s.step = 'released')
-          AND greatest(p.review_on, (SELECT max(r.review_on) FROM retention_protection_review r
-                                     WHERE r.protection_id = p.protection_id)) < now()::date
+          AND coalesce(greatest(p.review_on, (
+                   SELECT max(r.review_on) FROM retention_review r
+                   JOIN retention_review_confirmation USING (review_id)
+                   WHERE r.protection_id = p.protection_id)), '-infinity')
+              < (now() AT TIME ZONE 'Europe/Berlin')::date
     """,
     # a list of names lives as long as its hold, or its proposal, and no longer
     "d1_no_names_without_their_hold": """
@@ -92,7 +99,7 @@ class ProtectionStore:
             found.n_visitors,
         )
         item = Item("person_order", found.order.order_id)
-        await Evidence(self._connection).chain([item], found.order.issued_at)
+        await self._chain(item, found.order.issued_at)
 
     async def with_names(
         self, issued_before: datetime, limit: int
@@ -172,9 +179,10 @@ class ProtectionStore:
     async def _protections(self, only: UUID | None) -> list[Protection]:
         rows = await self._connection.fetch(
             """
-            SELECT p.*, greatest(p.review_on, (SELECT max(r.review_on)
-                       FROM retention_protection_review r
-                       WHERE r.protection_id = p.protection_id)) AS next_review_on,
+            SELECT p.*, greatest(p.review_on, (
+                   SELECT max(r.review_on) FROM retention_review r
+                   JOIN retention_review_confirmation USING (review_id)
+                   WHERE r.protection_id = p.protection_id)) AS next_review_on,
                    (SELECT jsonb_object_agg(s.step, s.staff_id)
                     FROM retention_protection_step s
                     WHERE s.protection_id = p.protection_id) AS steps
@@ -203,6 +211,7 @@ class ProtectionStore:
             found.scope.names_visitors,
             found.review_on,
         )
+        await self._chain(Item("protection", found.protection_id), now)
         first = Step.PROPOSED if found.is_hold else Step.PLACED
         await self.take_step(found.protection_id, first, staff_id, now)
 
@@ -220,21 +229,79 @@ class ProtectionStore:
             staff_id,
             now,
         )
+        await self._chain(Item("protection_step", protection_id, step.value), now)
 
-    async def review(
-        self, protection_id: UUID, staff_id: str, review_on: date, now: datetime
+    # ------------------------------------------------------------------ reviews
+
+    async def propose_review(
+        self, protection_id: UUID, found: ProposedReview, now: datetime
     ) -> None:
-        """Record a later review date."""
+        """Record that somebody wants a later review date."""
         await self._connection.execute(
             """
-            INSERT INTO retention_protection_review (protection_id, staff_id, review_on, done_at)
-            VALUES ($1, $2, $3, $4)
+            INSERT INTO retention_review (review_id, protection_id, review_on, reason, staff_id,
+                                          proposed_at)
+            VALUES ($1, $2, $3, $4, $5, $6)
             """,
+            found.review_id,
             protection_id,
-            staff_id,
-            review_on,
+            found.review_on,
+            found.reason,
+            found.staff_id,
             now,
         )
+        await self._chain(Item("review", found.review_id), now)
+
+    async def proposed_review(
+        self, protection_id: UUID, proposed_after: datetime
+    ) -> ProposedReview | None:
+        """Return the last proposal, if it is not too old and nobody has confirmed it."""
+        row = await self._connection.fetchrow(
+            """
+            SELECT r.*, c.review_id IS NOT NULL AS is_confirmed FROM retention_review r
+            LEFT JOIN retention_review_confirmation c USING (review_id)
+            WHERE r.protection_id = $1
+            ORDER BY r.proposed_at DESC, r.review_id DESC LIMIT 1
+            """,
+            protection_id,
+        )
+        if row is None or row["is_confirmed"] or row["proposed_at"] < proposed_after:
+            return None
+        return ProposedReview(
+            review_id=row["review_id"],
+            review_on=row["review_on"],
+            reason=row["reason"],
+            staff_id=row["staff_id"],
+        )
+
+    async def confirm_review(self, review_id: UUID, staff_id: str, now: datetime) -> None:
+        """Let a proposed date count; the database refuses the same person, and a step back."""
+        await self._connection.execute(
+            """
+            INSERT INTO retention_review_confirmation (review_id, staff_id, confirmed_at)
+            VALUES ($1, $2, $3)
+            """,
+            review_id,
+            staff_id,
+            now,
+        )
+        await self._chain(Item("review_confirmation", review_id), now)
+
+    async def reviews(self, protection_id: UUID) -> list[dict[str, object]]:
+        """Return what was proposed and confirmed about review dates, oldest first."""
+        rows = await self._connection.fetch(
+            """
+            SELECT r.review_on, r.reason, r.staff_id AS proposed_by, r.proposed_at,
+                   c.staff_id AS confirmed_by, c.confirmed_at
+            FROM retention_review r LEFT JOIN retention_review_confirmation c USING (review_id)
+            WHERE r.protection_id = $1 ORDER BY r.proposed_at, r.review_id
+            """,
+            protection_id,
+        )
+        return [dict(row) for row in rows]
+
+    async def _chain(self, item: Item, now: datetime) -> None:
+        await Evidence(self._connection).chain([item], now)
 
     # ------------------------------------------------------------------ names
 

@@ -21,6 +21,7 @@ from services.privacy.receipts import Signatories
 from services.retention.evidence import CHAIN, Report
 from services.retention.handlers import on_receipts, unless_forged
 from services.retention.person_orders import Author, PersonOrders
+from services.retention.protections import Scope
 from services.retention.schedule import load
 from services.retention.settings import DEFAULT_SCHEDULE
 from services.retention.store import Store
@@ -38,7 +39,8 @@ ANNA = Author(staff_id="staff-1", case_number="AUSK-2026-1")
 TABLES = (
     "retention_chain_salt retention_chain retention_anchor retention_refusal retention_names_gone "
     "retention_person_order retention_completion retention_receipt retention_sweep_order "
-    "retention_sweep retention_record_order retention_order outbox"
+    "retention_sweep retention_record_order retention_order outbox retention_review_confirmation "
+    "retention_review retention_protection_review retention_protection_step retention_protection"
 )
 
 
@@ -164,10 +166,10 @@ async def test_orders_receipts_and_refusals_are_chained_and_intact(bench: Bench[
             {(6, Fault.GONE_EARLY)},
         ),
         (
-            ["""UPDATE retention_chain SET what = 'year', ref = lpad('7d0', 32, '0')::uuid
+            ["""UPDATE retention_chain SET what = 'year', ref = lpad('834', 32, '0')::uuid
                 WHERE seq = 4""",
              "DELETE FROM retention_chain_salt WHERE seq > 3"],
-            {(4, Fault.CONTENT_CHANGED)},
+            {(4, Fault.CONTENT_CHANGED), (5, Fault.GONE_EARLY), (6, Fault.GONE_EARLY)},
         ),
     ],
     ids=["edited", "content removed", "dropped", "link edited", "cut", "anchor moved", "author",
@@ -300,3 +302,83 @@ async def test_a_receipt_of_nobody_is_poison_and_changes_nothing(bench: Bench[St
         async with bench.transaction() as ctx:
             await handle(ctx, [received(topics.RETENTION_RECEIPT, receipt, bench.now)])
     assert not await bench.fetch("SELECT FROM retention_receipt")
+
+
+async def held(bench: Bench[Store], visitor_id: UUID, *, review: bool = False) -> UUID:
+    """Place a hold by two persons; with a review by two more."""
+    async with bench.transaction() as ctx:
+        orders = PersonOrders(ctx, SCHEDULE, timedelta(minutes=15))
+        today = calendar.berlin_date(bench.now)
+        hold = await orders.propose_hold(
+            ANNA,
+            ground="prosecution",
+            scope=Scope(kinds=("ad_use",), from_day=None, before_day=today, names_visitors=True),
+            review_on=today + timedelta(days=30),
+            visitor_ids=[visitor_id],
+        )
+        await orders.place_hold("staff-2", hold)
+        if review:
+            day = today + timedelta(days=60)
+            await orders.propose_review("staff-3", hold, day, "claim_open")
+            await orders.confirm_review("staff-4", hold, day)
+        sent = bench.enqueued(ctx, topics.RETENTION_ORDER, RetentionOrderV1)
+    for order in sent:
+        await answered(bench, order)
+    return hold
+
+
+async def released(bench: Bench[Store], hold: UUID) -> None:
+    async with bench.transaction() as ctx:
+        orders = PersonOrders(ctx, SCHEDULE, timedelta(minutes=15))
+        await orders.propose_release("staff-1", hold)
+        await orders.release_hold("staff-2", hold)
+        sent = bench.enqueued(ctx, topics.RETENTION_ORDER, RetentionOrderV1)
+    for order in sent:
+        await answered(bench, order)
+
+
+@pytest.mark.parametrize(
+    "forgery",
+    [
+        "UPDATE retention_protection SET ground = 'criminal_complaint'",
+        "UPDATE retention_protection_step SET staff_id = 'staff-9' WHERE step = 'proposed'",
+        "DELETE FROM retention_protection_step WHERE step = 'placed'",
+        "UPDATE retention_review SET review_on = review_on + 99",
+        "UPDATE retention_review_confirmation SET staff_id = 'staff-9'",
+        "DELETE FROM retention_review_confirmation",
+    ],
+)
+async def test_what_was_done_about_a_hold_cannot_be_forged(
+    world: World, bench: Bench[Store], forgery: str
+) -> None:
+    """R-D3, R-D9: who proposed, placed, reviewed, and until when."""
+    await held(bench, new_visitor_id(), review=True)
+    assert await faults(bench) == set()
+    await as_owner(world, forgery)
+    found = await faults(bench)
+    assert len(found) == 1
+    assert {fault for _, fault in found} == {Fault.CONTENT_CHANGED}
+
+
+async def test_the_evidence_of_a_hold_goes_three_years_after_its_end(bench: Bench[Store]) -> None:
+    """R-D3, R-D10: not while it is in force, nor while its release is young."""
+    now, before = bench.now, SCHEDULE.evidence_before(REAL_CLOCK.now())
+    midnight = calendar.midnight_in_berlin(before)
+    bench.now = midnight - timedelta(days=80)
+    over, late, lasting = [await held(bench, new_visitor_id(), review=n == 0) for n in range(3)]
+    bench.now = midnight - timedelta(seconds=1)
+    await released(bench, over)
+    bench.now = midnight
+    await released(bench, late)
+    bench.now = now
+    await erase(bench)
+    async with bench.transaction() as ctx:
+        await ctx.store.evidence.drop(before)
+    rows = await bench.fetch("SELECT protection_id FROM retention_protection")
+    assert {row["protection_id"] for row in rows} == {late, lasting}
+    assert (await verified(bench)).findings == []
+    assert not await bench.fetch(
+        "SELECT FROM retention_person_order WHERE protection_id = $1", over
+    )
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await bench.fetch("SELECT retention_protection_drop(now())")

@@ -25,7 +25,7 @@ from services.retention.person_orders import (
     RefusedError,
 )
 from services.retention.protection_store import ProtectionStore
-from services.retention.protections import Refusal, Scope
+from services.retention.protections import REVIEW_MAX, Refusal, Scope
 from services.retention.schedule import ThreatAssessment, ThreatLevel, load
 from services.retention.settings import DEFAULT_SCHEDULE
 from services.retention.store import INVARIANTS, Store
@@ -52,11 +52,12 @@ class Desk:
     def __init__(self, bench: Bench[Store]) -> None:
         self.bench = bench
         self.schedule = SCHEDULE
+        self.review_max = REVIEW_MAX
         self.sent: list[RetentionOrderV1] = []
 
     async def do(self, name: str, *arguments: object, **more: object):
         async with self.bench.transaction() as ctx:
-            orders = PersonOrders(ctx, self.schedule, QUARTER_HOUR)
+            orders = PersonOrders(ctx, self.schedule, QUARTER_HOUR, self.review_max)
             found = await getattr(orders, name)(*arguments, **more)
             self.sent = self.bench.enqueued(ctx, topics.RETENTION_ORDER, RetentionOrderV1)
         return found
@@ -333,12 +334,121 @@ async def test_a_hold_past_its_review_is_a_violation_until_it_is_reviewed(desk: 
     await desk.do("place_hold", BERT, hold)
     await desk.answered()
     desk.bench.now = start
-    assert (await desk.violations())["r_d3_no_hold_past_its_review"] == 1
+    assert (await desk.violations())["r_d3_none_past_its_review"] == 1
     later = (start + timedelta(days=30)).date()
-    await desk.do("review_hold", BERT, hold, later)
+    await desk.do("propose_review", BERT, hold, later, "proceedings_pending")
+    assert (await desk.violations())["r_d3_none_past_its_review"] == 1
+    await desk.do("confirm_review", "staff-3", hold, later)
     assert await desk.violations() == {}
     await desk.do("propose_release", BERT, hold)
     await desk.do("release_hold", "staff-3", hold)
+
+
+async def test_a_review_takes_two_persons_a_reason_and_never_moves_back(desk: Desk) -> None:
+    """R-D3: a hold goes on because two say so; the last proposal counts, and not for ever."""
+    hold = await desk.propose()
+    today = calendar.berlin_date(desk.bench.now)
+    days = [today + timedelta(days=n) for n in (60, 90, 120, 150, 400)]
+    reason = "claim_open"
+    assert await desk.refused("propose_review", BERT, hold, days[2], reason) is Refusal.OUT_OF_TURN
+    await desk.do("place_hold", BERT, hold)
+    for day, why, refusal in (
+        (days[0], reason, Refusal.REVIEW_NOT_LATER),
+        (days[1], reason, Refusal.REVIEW_NOT_LATER),
+        (days[4], reason, Refusal.REVIEW_TOO_FAR),
+        (days[2], "accuracy_disputed", Refusal.REASON_UNFIT),
+    ):
+        assert await desk.refused("propose_review", BERT, hold, day, why) is refusal
+    assert await desk.refused("confirm_review", BERT, hold, days[2]) is Refusal.NOTHING_PROPOSED
+    await desk.do("propose_review", BERT, hold, days[2], reason)
+    await desk.do("propose_review", BERT, hold, days[3], reason)
+    assert await desk.refused("confirm_review", BERT, hold, days[3]) is Refusal.SAME_PERSON
+    assert await desk.refused("confirm_review", "staff-3", hold, days[2]) is Refusal.REVIEW_DIFFERS
+    desk.bench.now += PROPOSAL_LIFE + timedelta(minutes=1)
+    stale = await desk.refused("confirm_review", "staff-3", hold, days[3])
+    assert stale is Refusal.NOTHING_PROPOSED
+    await desk.do("propose_review", BERT, hold, days[3], reason)
+    await desk.do("confirm_review", "staff-3", hold, days[3])
+    again = await desk.refused("confirm_review", "staff-3", hold, days[3])
+    assert again is Refusal.NOTHING_PROPOSED
+    found = await ProtectionStore(desk.bench.connection).protection(hold)
+    assert found is not None
+    assert found.review_on == days[3]
+    assert await desk.refused("propose_review", BERT, IDS.new(), days[3], reason) is (
+        Refusal.NOT_FOUND
+    )
+    assert await desk.violations() == {}
+
+
+async def test_an_installation_may_want_reviews_sooner(desk: Desk) -> None:
+    """R-D3: the bound is a setting, of a year at most."""
+    desk.review_max = timedelta(days=80)
+    with pytest.raises(RefusedError, match="review_too_far"):
+        await desk.propose()
+    restriction, _ = await desk.do("restrict", ANNA, [new_visitor_id()])
+    found = await ProtectionStore(desk.bench.connection).protection(restriction)
+    assert found is not None
+    assert found.review_on == calendar.berlin_date(desk.bench.now) + desk.review_max
+
+
+async def test_the_database_too_lets_no_review_move_back_or_far(desk: Desk) -> None:
+    """R-D3: whatever the program does."""
+    hold = await desk.propose()
+    await desk.do("place_hold", BERT, hold)
+    today = calendar.berlin_date(desk.bench.now)
+    for days, staff_id, says in (
+        (120, "staff-1", "same person"),
+        (90, "staff-3", "moves ahead"),
+        (400, "staff-3", "moves ahead"),
+    ):
+        review = IDS.new()
+        await desk.bench.fetch(
+            "INSERT INTO retention_review VALUES ($1, $2, $3, 'claim_open', 'staff-1', now())",
+            *(review, hold, today + timedelta(days=days)),
+        )
+        with pytest.raises(asyncpg.CheckViolationError, match=says):
+            await desk.bench.fetch(
+                "INSERT INTO retention_review_confirmation VALUES ($1, $2, now())",
+                *(review, staff_id),
+            )
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await desk.bench.fetch(
+            "INSERT INTO retention_protection_review VALUES ($1, 'staff-9', $2, now())",
+            *(hold, today + timedelta(days=120)),
+        )
+
+
+async def test_a_restriction_is_looked_at_again(desk: Desk) -> None:
+    """R-G4: after 90 days where nobody says another day; two persons let it go on."""
+    now, start = desk.bench.now, desk.bench.now - timedelta(days=92)
+    desk.bench.now = start
+    restriction, _ = await desk.do("restrict", ANNA, [new_visitor_id()])
+    await desk.answered()
+    desk.bench.now = now
+    assert (await desk.violations())["r_d3_none_past_its_review"] == 1
+    later = calendar.berlin_date(now) + timedelta(days=30)
+    refused = await desk.refused("propose_review", BERT, restriction, later, "claim_open")
+    assert refused is Refusal.REASON_UNFIT
+    await desk.do("propose_review", BERT, restriction, later, "accuracy_disputed")
+    await desk.do("confirm_review", "staff-3", restriction, later)
+    desk.sent = []
+    await desk.do("take_names_away")
+    await desk.answered()
+    assert await desk.violations() == {}
+
+
+async def test_a_hold_covers_no_day_after_its_review(desk: Desk) -> None:
+    """R-D3: those nobody has looked at when they begin."""
+    today = desk.bench.now.date()
+    scope = Scope(
+        kinds=("traffic_data",),
+        from_day=None,
+        before_day=today + timedelta(days=32),
+        names_visitors=False,
+    )
+    with pytest.raises(RefusedError, match="days_past_review"):
+        await desk.propose(scope=scope, review_on=today + timedelta(days=30))
+    await desk.propose(scope=scope, review_on=today + timedelta(days=31))
 
 
 async def test_a_special_threat_holds_addresses_of_its_case_and_ends_by_itself(desk: Desk) -> None:
