@@ -34,7 +34,7 @@ _CONTENTS: Mapping[str, str] = {
     """,
     "person_order": """
         SELECT order_id AS ref, NULL AS service, order_id, kinds, from_day, protection_id,
-               case_number, staff_id, n_visitors
+               case_number, staff_id, n_visitors, schedule_version
         FROM retention_person_order WHERE order_id = ANY($1)
     """,
     "receipt": """
@@ -64,7 +64,20 @@ _CONTENTS: Mapping[str, str] = {
         SELECT review_id AS ref, NULL AS service, review_id, staff_id, confirmed_at
         FROM retention_review_confirmation WHERE review_id = ANY($1)
     """,
+    "waiver": """
+        SELECT waiver_id AS ref, NULL AS service, waiver_id, order_id, holder, reason, staff_id,
+               proposed_at
+        FROM retention_waiver WHERE waiver_id = ANY($1)
+    """,
+    "waiver_confirmation": """
+        SELECT waiver_id AS ref, NULL AS service, waiver_id, staff_id, confirmed_at
+        FROM retention_waiver_confirmation WHERE waiver_id = ANY($1)
+    """,
 }
+
+
+_ADDED_LATER = ("schedule_version",)
+"""Columns that older links do not have: left out where they are null."""
 
 
 class Item(NamedTuple):
@@ -265,6 +278,9 @@ class Evidence:
             for row in await self._connection.fetch(_CONTENTS[what], list(ids)):
                 content: dict[str, Any] = dict(row)
                 item = Item(what, content.pop("ref"), content.pop("service"))
+                for name in _ADDED_LATER:
+                    if content.get(name, "") is None:
+                        del content[name]
                 found[item] = chain.canonical(content)
         return found
 

@@ -33,6 +33,7 @@ from services.retention.protections import (
     ReviewReason,
     Scope,
     Step,
+    WaiverReason,
     refuse_author,
 )
 from services.retention.settings import Settings
@@ -50,7 +51,10 @@ _WHY = {
     Refusal.REVIEW_TOO_FAR: "no review date lies so far ahead",
     Refusal.REVIEW_NOT_LATER: "a review date never moves back, nor stays",
     Refusal.REVIEW_DIFFERS: "what is proposed is another date: see `hold list`",
-    Refusal.NOTHING_PROPOSED: "nobody has proposed it, or too long ago: see `hold list`",
+    Refusal.NOTHING_PROPOSED: "nobody has proposed it, or too long ago: see `hold list`, `explain`",
+    Refusal.NOT_EXPECTED: "the order does not wait for that holder",
+    Refusal.ANSWERED_ALREADY: "that answer is there, or waived",
+    Refusal.NOT_OVERDUE: "the holder still has time",
     Refusal.REASON_UNFIT: "a hold has other reasons than a restriction",
     Refusal.DAYS_PAST_REVIEW: "the last day lies after the review: nobody has looked at it by then",
 }
@@ -109,6 +113,27 @@ async def hold(arguments: Sequence[str]) -> int:
             return await _propose(found)
         case _:
             return await _carry_out(found, _step(found))
+
+
+async def order(arguments: Sequence[str]) -> int:
+    """Waive a holder's answer to an order (D3); two persons."""
+    parser = argparse.ArgumentParser(prog="python -m services.retention order")
+    steps = parser.add_subparsers(dest="step", required=True)
+    waive = steps.add_parser("waive", help="wait no longer for an answer; a second person confirms")
+    waive.add_argument("order_id", type=UUID)
+    waive.add_argument("--holder", required=True, help="who will never answer: consent, billing")
+    reasons = [reason.value for reason in WaiverReason]
+    waive.add_argument("--reason", choices=reasons, help="proposes; without one it confirms")
+    _add_staff(waive)
+    found = parser.parse_args(arguments)
+    found.wait = False
+
+    async def deed(orders: PersonOrders) -> tuple[list[str], list[UUID]]:
+        is_waived = await orders.waive(found.by, found.order_id, found.holder, found.reason)
+        word = "waived" if is_waived else "to be waived; another person confirms"
+        return [f"answer of {found.holder} to {found.order_id}: {word}"], []
+
+    return await _carry_out(found, deed)
 
 
 # ---------------------------------------------------------------------- arguments

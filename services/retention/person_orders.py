@@ -7,7 +7,7 @@ of their own, so that it can be sent again to a service whose database was resto
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from uuid import UUID
 
 from schemas import topics
@@ -15,7 +15,7 @@ from schemas.retention import VISITORS_MAX, DataKind, RetentionAction, Retention
 from services.chassis.context import Context
 from services.privacy import calendar
 from services.retention import domain
-from services.retention.domain import Order
+from services.retention.domain import Order, Standing
 from services.retention.protection_store import PersonOrder
 from services.retention.protections import (
     PERSON_KINDS,
@@ -38,13 +38,17 @@ from services.retention.protections import (
     refuse_unrestrict,
 )
 from services.retention.schedule import Schedule
-from services.retention.store import Store
+from services.retention.store import ProposedWaiver, Store
 
 NAMES_LIFE = timedelta(days=5)
 """Less than what `retention-order` allows what is personal (`personal_age_max_ms`)."""
 PROPOSAL_LIFE = timedelta(days=3)
 """How long a proposed hold waits for the second person; its names are kept without one so long."""
 NAMES_BATCH_MAX = 500
+SEND_AGAIN_AFTER = timedelta(days=20)
+"""So long after it was last sent an open order is sent again; it leaves its topic after 30 days."""
+SEND_AGAIN_BATCH_MAX = 200
+_ANY_CASE = "AUSK-2026-1"
 BY_SCHEDULE = "schedule"
 """Stands for the author of what the schedule does by itself."""
 _REQUIREMENT = {
@@ -147,7 +151,7 @@ class PersonOrders:
         await self._ctx.store.lock()
         await self._store.propose(restriction, author.staff_id, self._ctx.now)
         await self._store.keep_names(restriction.protection_id, visitor_ids)
-        return restriction.protection_id, await self._protect(author, restriction, visitor_ids)
+        return restriction.protection_id, await self.send_hold(author.staff_id, restriction)
 
     async def unrestrict(self, author: Author, protection_id: UUID) -> UUID:
         """Order a restriction to be lifted; return the order's id."""
@@ -296,21 +300,87 @@ class PersonOrders:
         """Send copies without names of orders that are too old; return how many.
 
         Not before, though all have answered: a backup of those days, restored, needs the names. A
-        protection that somebody has not heard of is ordered anew, with the names that are kept.
+        protection in force that somebody has not heard of is sent again instead, under the same
+        ids, with the names that are kept.
         """
         await self._ctx.store.lock()
         found = await self._store.with_names(self._ctx.now - NAMES_LIFE, NAMES_BATCH_MAX)
         standings = await self._ctx.store.standings([order_id for order_id, *_ in found])
+        needed = await self._store.unanswered([order_id for order_id, *_ in found])
+        gone: list[UUID] = []
+        again: list[UUID] = []
         for order_id, kinds, from_day, protection_id in found:
             order = standings[order_id].order
-            self._send(order, kinds, (), from_day, protection_id, names_gone=True)
-        order_ids = [order_id for order_id, *_ in found]
-        await self._store.names_gone(order_ids, self._ctx.now)
-        for protection_id in sorted(await self._store.unanswered(order_ids)):
-            protection = await self._store.protection(protection_id)
-            assert protection is not None
-            await self.send_hold(BY_SCHEDULE, protection)
+            names = await self._names_of(order_id, protection_id) if order_id in needed else ()
+            self._send(order, kinds, names, from_day, protection_id, names_gone=not names)
+            (again if names else gone).append(order_id)
+        await self._store.names_gone(gone, self._ctx.now)
+        await self._store.sent_again(again, self._ctx.now, has_names=True)
         return len(found)
+
+    async def _names_of(self, order_id: UUID, protection_id: UUID | None) -> Sequence[UUID]:
+        """Return whom an order named: those of one protection and instant share its list."""
+        assert protection_id is not None
+        portions = _portions(await self._store.names(protection_id))
+        place = await self._store.place_of(order_id)
+        return portions[place] if place < len(portions) else ()
+
+    async def send_open_again(self) -> int:
+        """Send open orders once more before they leave the topic; return how many.
+
+        Under their own ids: who has answered repeats it, who was away finds them. Without the names
+        that are gone, and of a protection that is over without its beginning: both are answered
+        with nothing done. Orders about records are judged anew by the sweep (`records.py`).
+        """
+        await self._ctx.store.lock()
+        found = await self._store.open_for_long(
+            self._ctx.now - SEND_AGAIN_AFTER, SEND_AGAIN_BATCH_MAX
+        )
+        standings = await self._ctx.store.standings([row.order_id for row in found])
+        for row in found:
+            self._send(
+                standings[row.order_id].order,
+                row.kinds,
+                (),
+                row.from_day,
+                row.protection_id,
+                names_gone=row.is_without_names,
+            )
+        await self._store.sent_again(
+            [row.order_id for row in found], self._ctx.now, has_names=False
+        )
+        return len(found)
+
+    # ------------------------------------------------------------------ answers that never come
+
+    async def waive(self, staff_id: str, order_id: UUID, holder: str, reason: str | None) -> bool:
+        """Propose to wait no longer for a holder's answer, or confirm what another one proposed.
+
+        Args:
+            reason: None confirms; the reason of a proposal by somebody else does so too.
+
+        Returns:
+            Whether it is waived by this; the order is complete then if nobody else is silent.
+        """
+        _check(refuse_author(staff_id, _ANY_CASE))
+        await self._ctx.store.lock()
+        now = self._ctx.now
+        standing = (await self._ctx.store.standings([order_id])).get(order_id)
+        _check(_refuse_waiver(standing, holder, now))
+        assert standing is not None
+        proposed = await self._ctx.store.proposed_waiver(order_id, holder, now - PROPOSAL_LIFE)
+        if reason is not None and (proposed is None or proposed.reason != reason):
+            new = ProposedWaiver(waiver_id=self._ctx.ids.new(), reason=reason, staff_id=staff_id)
+            await self._ctx.store.propose_waiver(order_id, new, holder, now)
+            return False
+        if proposed is None:
+            raise RefusedError(Refusal.NOTHING_PROPOSED)
+        if proposed.staff_id == staff_id:
+            raise RefusedError(Refusal.SAME_PERSON)
+        await self._ctx.store.confirm_waiver(proposed.waiver_id, staff_id, now)
+        if not domain.silent(standing.order, standing.settled | {holder}):
+            await self._ctx.store.save_completions([order_id], now)
+        return True
 
     async def withdraw_old_proposals(self) -> int:
         """Give up holds that nobody has placed in time, and their names; return how many."""
@@ -409,6 +479,7 @@ class PersonOrders:
                 n_visitors=len(visitor_ids),
                 from_day=from_day,
                 protection_id=protection_id,
+                schedule_version=self._schedule.version,
             )
         )
         self._send(order, kinds, visitor_ids, from_day, protection_id)
@@ -439,6 +510,16 @@ class PersonOrders:
                 names_gone=names_gone,
             ),
         )
+
+
+def _refuse_waiver(standing: Standing | None, holder: str, now: datetime) -> Refusal | None:
+    if standing is None:
+        return Refusal.NOT_FOUND
+    if holder not in standing.order.expected:
+        return Refusal.NOT_EXPECTED
+    if holder in standing.settled:
+        return Refusal.ANSWERED_ALREADY
+    return None if now > standing.order.overdue_at else Refusal.NOT_OVERDUE
 
 
 def _portions(visitor_ids: Sequence[UUID]) -> list[Sequence[UUID]]:

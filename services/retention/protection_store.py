@@ -50,6 +50,9 @@ INVARIANTS = {
     "d1_names_leave_their_topic": """
         SELECT count(*) FROM retention_person_order p JOIN retention_order o USING (order_id)
         WHERE p.n_visitors > 0 AND o.issued_at < now() - interval '5 days 1 hour'
+          AND NOT EXISTS (SELECT FROM retention_reissue i
+                          WHERE i.order_id = p.order_id AND i.has_names
+                            AND i.sent_at >= now() - interval '5 days 1 hour')
           AND NOT EXISTS (SELECT FROM retention_names_gone g WHERE g.order_id = p.order_id)
     """,
 }
@@ -71,6 +74,22 @@ class PersonOrder:
     n_visitors: int
     from_day: date | None = None
     protection_id: UUID | None = None
+    schedule_version: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenOrder:
+    """An order that was last sent long ago; `kinds` is the order's own one where it is a drop.
+
+    Attributes:
+        is_without_names: it named visitors, or is about a protection that is over.
+    """
+
+    order_id: UUID
+    kinds: tuple[str, ...]
+    from_day: date | None
+    protection_id: UUID | None
+    is_without_names: bool
 
 
 class ProtectionStore:
@@ -87,8 +106,9 @@ class ProtectionStore:
         await self._connection.execute(
             """
             INSERT INTO retention_person_order (order_id, kinds, from_day, protection_id,
-                                                case_number, staff_id, n_visitors)
-            VALUES ($1, $2, $3, $4, $5, $6, $7)
+                                                case_number, staff_id, n_visitors,
+                                                schedule_version)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
             """,
             found.order.order_id,
             list(found.kinds),
@@ -97,6 +117,7 @@ class ProtectionStore:
             found.case_number,
             found.staff_id,
             found.n_visitors,
+            found.schedule_version,
         )
         item = Item("person_order", found.order.order_id)
         await self._chain(item, found.order.issued_at)
@@ -116,6 +137,8 @@ class ProtectionStore:
             WHERE p.n_visitors > 0
               AND NOT EXISTS (SELECT FROM retention_names_gone g WHERE g.order_id = p.order_id)
               AND o.issued_at < $1
+              AND NOT EXISTS (SELECT FROM retention_reissue i WHERE i.order_id = p.order_id
+                                AND i.has_names AND i.sent_at >= $1)
             ORDER BY o.issued_at, p.order_id LIMIT $2
             """,
             issued_before,
@@ -127,10 +150,10 @@ class ProtectionStore:
         ]
 
     async def unanswered(self, order_ids: Sequence[UUID]) -> set[UUID]:
-        """Return the protections in force that orders are about which not all have answered."""
+        """Return the open orders among some that place a protection which is in force."""
         rows = await self._connection.fetch(
             """
-            SELECT DISTINCT p.protection_id
+            SELECT p.order_id
             FROM retention_person_order p JOIN retention_order o USING (order_id)
             WHERE p.order_id = ANY($1) AND o.action IN ('hold', 'restrict')
               AND NOT EXISTS (SELECT FROM retention_completion c WHERE c.order_id = p.order_id)
@@ -139,7 +162,67 @@ class ProtectionStore:
             """,
             order_ids,
         )
-        return {row["protection_id"] for row in rows}
+        return {row["order_id"] for row in rows}
+
+    async def place_of(self, order_id: UUID) -> int:
+        """Return how many orders stand before one of those that shared a protection's names."""
+        found: int = await self._connection.fetchval(
+            """
+            SELECT count(*) FROM retention_person_order p JOIN retention_order o USING (order_id)
+            JOIN retention_person_order q ON q.protection_id = p.protection_id
+            JOIN retention_order b ON b.order_id = q.order_id AND b.issued_at = o.issued_at
+                AND b.action = o.action
+            WHERE p.order_id = $1 AND q.order_id < $1
+            """,
+            order_id,
+        )
+        return found
+
+    async def open_for_long(self, sent_before: datetime, limit: int) -> list[OpenOrder]:
+        """Return open orders that were last sent before an instant, oldest first.
+
+        Not those whose names are still on the topic, nor those about records.
+        """
+        rows = await self._connection.fetch(
+            """
+            SELECT o.order_id, coalesce(p.kinds, ARRAY[o.kind]) AS kinds, p.from_day,
+                   p.protection_id, o.action IN ('erase', 'hold', 'restrict') AND (
+                       p.n_visitors > 0 OR EXISTS (
+                           SELECT FROM retention_protection_step s
+                           WHERE s.protection_id = p.protection_id AND s.step = 'released')
+                   ) AS is_without_names
+            FROM retention_order o LEFT JOIN retention_person_order p USING (order_id)
+            LEFT JOIN retention_names_gone g USING (order_id)
+            WHERE o.issued_at < $1
+              AND NOT EXISTS (SELECT FROM retention_completion c WHERE c.order_id = o.order_id)
+              AND NOT EXISTS (SELECT FROM retention_record_order r WHERE r.order_id = o.order_id)
+              AND NOT EXISTS (SELECT FROM retention_reissue i
+                              WHERE i.order_id = o.order_id AND i.sent_at >= $1)
+              AND (coalesce(p.n_visitors, 0) = 0 OR g.gone_at < $1)
+            ORDER BY o.issued_at, o.order_id LIMIT $2
+            """,
+            sent_before,
+            limit,
+        )
+        return [
+            OpenOrder(
+                order_id=row["order_id"],
+                kinds=tuple(row["kinds"]),
+                from_day=row["from_day"],
+                protection_id=row["protection_id"],
+                is_without_names=bool(row["is_without_names"]),
+            )
+            for row in rows
+        ]
+
+    async def sent_again(
+        self, order_ids: Sequence[UUID], sent_at: datetime, *, has_names: bool
+    ) -> None:
+        """Record that orders were sent once more."""
+        await self._connection.executemany(
+            "INSERT INTO retention_reissue (order_id, sent_at, has_names) VALUES ($1, $2, $3)",
+            [(order_id, sent_at, has_names) for order_id in order_ids],
+        )
 
     async def old_proposals(self, proposed_before: datetime) -> list[UUID]:
         """Return holds that nobody has placed or withdrawn since."""

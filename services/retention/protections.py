@@ -53,6 +53,19 @@ class ReviewReason(StrEnum):
     """Art. 18(1)(d): whose interests prevail is not decided yet."""
 
 
+class WaiverReason(StrEnum):
+    """Why an answer will never come. Closed, so that nothing personal stands in it."""
+
+    DECOMMISSIONED = "decommissioned"
+    """Service or system are no longer, and their data with them."""
+    HOLDER_SILENT = "holder_silent"
+    """The system outside does not answer, and was asked by other ways."""
+    DEAD_LETTER = "dead_letter"
+    """The order or its answer cannot be processed."""
+    ANSWERED_OTHERWISE = "answered_otherwise"
+    """Done, and told by another way than the topic."""
+
+
 REASONS_OF_RESTRICTIONS = frozenset(
     {
         ReviewReason.ACCURACY_DISPUTED,
@@ -95,6 +108,9 @@ class Refusal(StrEnum):
     NOTHING_PROPOSED = "nothing_proposed"
     REASON_UNFIT = "reason_unfit"
     DAYS_PAST_REVIEW = "days_past_review"
+    NOT_EXPECTED = "not_expected"
+    ANSWERED_ALREADY = "answered_already"
+    NOT_OVERDUE = "not_overdue"
     CASE_DIFFERS = "case_differs"
     NOT_ASSESSED = "not_assessed"
     """No assessment of a special threat in force names the case."""

@@ -327,6 +327,21 @@ async def held(bench: Bench[Store], visitor_id: UUID, *, review: bool = False) -
     return hold
 
 
+async def proposed_and_withdrawn(bench: Bench[Store]) -> UUID:
+    async with bench.transaction() as ctx:
+        orders = PersonOrders(ctx, SCHEDULE, timedelta(minutes=15))
+        today = calendar.berlin_date(bench.now)
+        hold = await orders.propose_hold(
+            ANNA,
+            ground="prosecution",
+            scope=Scope(kinds=("ad_use",), from_day=None, before_day=today, names_visitors=False),
+            review_on=today + timedelta(days=30),
+            visitor_ids=(),
+        )
+        await orders.withdraw_hold("staff-2", hold)
+    return hold
+
+
 async def released(bench: Bench[Store], hold: UUID) -> None:
     async with bench.transaction() as ctx:
         orders = PersonOrders(ctx, SCHEDULE, timedelta(minutes=15))
@@ -370,12 +385,13 @@ async def test_the_evidence_of_a_hold_goes_three_years_after_its_end(bench: Benc
     await released(bench, over)
     bench.now = midnight
     await released(bench, late)
+    given_up = await proposed_and_withdrawn(bench)
     bench.now = now
     await erase(bench)
     async with bench.transaction() as ctx:
         await ctx.store.evidence.drop(before)
     rows = await bench.fetch("SELECT protection_id FROM retention_protection")
-    assert {row["protection_id"] for row in rows} == {late, lasting}
+    assert {row["protection_id"] for row in rows} == {late, lasting, given_up}
     assert (await verified(bench)).findings == []
     assert not await bench.fetch(
         "SELECT FROM retention_person_order WHERE protection_id = $1", over

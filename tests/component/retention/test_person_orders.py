@@ -11,6 +11,7 @@ import pytest
 from schemas import topics
 from schemas.retention import (
     VISITORS_MAX,
+    DataKind,
     RetentionAction,
     RetentionOrderV1,
     RetentionReceiptV1,
@@ -20,6 +21,7 @@ from services.retention.handlers import on_receipts
 from services.retention.person_orders import (
     NAMES_LIFE,
     PROPOSAL_LIFE,
+    SEND_AGAIN_AFTER,
     Author,
     PersonOrders,
     RefusedError,
@@ -29,6 +31,7 @@ from services.retention.protections import REVIEW_MAX, Refusal, Scope
 from services.retention.schedule import ThreatAssessment, ThreatLevel, load
 from services.retention.settings import DEFAULT_SCHEDULE
 from services.retention.store import INVARIANTS, Store
+from services.retention.wire import describe
 from tests.support.bench import IDS, Bench, new_visitor_id, open_bench, received
 from tests.support.stack import World
 
@@ -175,10 +178,11 @@ async def test_a_hold_that_somebody_has_not_heard_of_is_ordered_anew_with_its_na
     (first,) = desk.sent
     desk.bench.now += NAMES_LIFE + timedelta(minutes=1)
     await desk.do("take_names_away")
-    ours = [order for order in desk.sent if order.protection_id == hold]
-    assert [order.order_id for order in ours if order.names_gone] == [first.order_id]
-    (again,) = [order for order in ours if not order.names_gone]
-    assert (again.visitor_ids, again.protection_id) == ((visitor_id,), hold)
+    (again,) = [order for order in desk.sent if order.protection_id == hold]
+    # the same order: who has answered it repeats the answer, and nobody owes two
+    assert again == first
+    await desk.do("take_names_away")
+    assert [order for order in desk.sent if order.protection_id == hold] == []
     # once all have answered, and once it is lifted, nobody needs to hear of it
     desk.sent = [again]
     await desk.answered()
@@ -186,8 +190,151 @@ async def test_a_hold_that_somebody_has_not_heard_of_is_ordered_anew_with_its_na
     desk.sent = []
     await desk.do("take_names_away")
     ours = [order for order in desk.sent if order.protection_id == hold]
-    assert [(order.order_id, order.names_gone) for order in ours] == [(again.order_id, True)]
+    assert [(order.order_id, order.names_gone) for order in ours] == [(first.order_id, True)]
     assert await desk.violations() == {}
+
+
+async def test_each_order_of_a_large_hold_names_the_same_persons_again(desk: Desk) -> None:
+    """D2, R-D3: nobody is left out where the names filled more than one order."""
+    hold = await desk.propose(*(new_visitor_id() for _ in range(VISITORS_MAX + 5)))
+    await desk.do("place_hold", BERT, hold)
+    first = {order.order_id: order.visitor_ids for order in desk.sent}
+    desk.bench.now += NAMES_LIFE + timedelta(minutes=1)
+    await desk.do("take_names_away")
+    again = {o.order_id: o.visitor_ids for o in desk.sent if o.protection_id == hold}
+    assert again == first
+    assert len(again) == 2
+
+
+async def settle(desk: Desk) -> None:
+    """Let all orders of earlier tests be answered, so that only what follows is open."""
+    standings = await Store(desk.bench.connection).open_orders()
+    for standing in standings:
+        receipts = [
+            RetentionReceiptV1(
+                order_id=standing.order.order_id,
+                service=name,
+                kind=DataKind(standing.order.kind),
+                counts=(),
+                done_at=desk.bench.now,
+            )
+            for name in standing.order.expected
+        ]
+        async with desk.bench.transaction() as ctx:
+            topic = topics.RETENTION_RECEIPT
+            await on_receipts(ctx, [received(topic, one, desk.bench.now) for one in receipts])
+
+
+async def test_an_open_order_is_sent_again_before_it_leaves_its_topic(desk: Desk) -> None:
+    """D3: the same order, each 20 days while somebody owes the answer, and no more often."""
+    await settle(desk)
+    assert timedelta(milliseconds=topics.RETENTION_ORDER.retention_ms) > SEND_AGAIN_AFTER
+    await desk.do("erase", ANNA, [new_visitor_id()])
+    (erasure,) = desk.sent
+    hold = await desk.propose()
+    await desk.do("place_hold", BERT, hold)
+    (held,) = desk.sent
+    desk.bench.now += SEND_AGAIN_AFTER - timedelta(days=1)
+    await desk.do("take_names_away")
+    assert await desk.do("send_open_again") == 0
+    desk.bench.now += timedelta(days=1, minutes=1)
+    # the erasure was sent a day ago, as its copy without names
+    assert await desk.do("send_open_again") == 1
+    assert desk.sent == [held]
+    assert await desk.do("send_open_again") == 0
+    desk.bench.now += SEND_AGAIN_AFTER - timedelta(days=1)
+    assert await desk.do("send_open_again") == 1
+    assert desk.sent == [erasure.model_copy(update={"visitor_ids": (), "names_gone": True})]
+    desk.sent = [erasure]
+    await desk.answered()
+    await desk.do("propose_release", BERT, hold)
+    await desk.do("release_hold", ANNA.staff_id, hold)
+    await desk.answered()
+    desk.bench.now += SEND_AGAIN_AFTER + timedelta(minutes=1)
+    # lifted meanwhile: who has not heard of it must not begin with it
+    assert await desk.do("send_open_again") == 1
+    assert [(order.order_id, order.names_gone) for order in desk.sent] == [(held.order_id, True)]
+    await desk.answered()
+    desk.bench.now += SEND_AGAIN_AFTER + timedelta(minutes=1)
+    assert await desk.do("send_open_again") == 0
+
+
+async def test_two_persons_waive_an_answer_that_never_comes(desk: Desk) -> None:
+    """D3, R-D9: it shows as waived and never as answered; the order ends, and its alarm."""
+    (order_id,) = await desk.do("erase", ANNA, [new_visitor_id()])
+    silent, *others = topics.RETENTION_ORDER.consumers
+
+    async def refused(*arguments: object) -> Refusal:
+        return await desk.refused("waive", *arguments)
+
+    gone = "decommissioned"
+    assert await refused(BERT, order_id, silent, gone) is Refusal.NOT_OVERDUE
+    desk.bench.now += QUARTER_HOUR * 2
+    assert await refused(BERT, IDS.new(), silent, gone) is Refusal.NOT_FOUND
+    assert await refused(BERT, order_id, "billing", gone) is Refusal.NOT_EXPECTED
+    assert await refused("Bert", order_id, silent, gone) is Refusal.STAFF_ID_MALFORMED
+    assert await refused(BERT, order_id, silent, None) is Refusal.NOTHING_PROPOSED
+    for name in others:
+        await answer(desk, order_id, name)
+    assert await refused(BERT, order_id, others[0], gone) is Refusal.ANSWERED_ALREADY
+    assert await desk.do("waive", BERT, order_id, silent, gone) is False
+    assert await refused(BERT, order_id, silent, None) is Refusal.SAME_PERSON
+    standing = (await Store(desk.bench.connection).standings([order_id]))[order_id]
+    assert (standing.waived, standing.completed_at) == ((), None)
+    before = await Store(desk.bench.connection).count_waived()
+    assert await desk.do("waive", "staff-3", order_id, silent, None) is True
+    assert await Store(desk.bench.connection).count_waived() == before + 1
+    standing = (await Store(desk.bench.connection).standings([order_id]))[order_id]
+    (waived,) = standing.waived
+    assert (waived.holder, waived.proposed_by, waived.confirmed_by) == (silent, BERT, "staff-3")
+    assert standing.completed_at == desk.bench.now
+    assert {receipt.service for receipt in standing.receipts} == set(others)
+    assert describe(standing)["silent"] == []
+    assert await refused("staff-4", order_id, silent, None) is Refusal.ANSWERED_ALREADY
+    assert await desk.violations() == {}
+    # it answers after all: both stand
+    await answer(desk, order_id, silent)
+    standing = (await Store(desk.bench.connection).standings([order_id]))[order_id]
+    assert len(standing.receipts) == len(topics.RETENTION_ORDER.consumers)
+    assert len(standing.waived) == 1
+    assert await desk.violations() == {}
+
+
+async def test_the_database_too_wants_two_persons_for_a_waiver(desk: Desk) -> None:
+    """D3: and none for an answer that is there; D3's query counts who is neither."""
+    (order_id,) = await desk.do("erase", ANNA, [new_visitor_id()])
+    silent, other, _ = topics.RETENTION_ORDER.consumers
+    await answer(desk, order_id, other)
+    for holder, says in ((silent, "same person"), (other, "is there")):
+        waiver = IDS.new()
+        await desk.bench.fetch(
+            "INSERT INTO retention_waiver VALUES ($1, $2, $3, 'dead_letter', 'staff-1', now())",
+            *(waiver, order_id, holder),
+        )
+        with pytest.raises(asyncpg.CheckViolationError, match=says):
+            await desk.bench.fetch(
+                "INSERT INTO retention_waiver_confirmation VALUES ($1, $2, now())",
+                *(waiver, "staff-1" if holder == silent else "staff-2"),
+            )
+    assert "d3_complete_only_with_all_receipts" not in await desk.violations()
+    attempt = desk.bench.connection.transaction()
+    await attempt.start()
+    await desk.bench.fetch("INSERT INTO retention_completion VALUES ($1, now())", order_id)
+    assert (await desk.violations())["d3_complete_only_with_all_receipts"] == 1
+    await attempt.rollback()
+
+
+async def answer(desk: Desk, order_id: UUID, service: str) -> None:
+    standing = (await Store(desk.bench.connection).standings([order_id]))[order_id]
+    receipt = RetentionReceiptV1(
+        order_id=order_id,
+        service=service,
+        kind=DataKind(standing.order.kind),
+        counts=(),
+        done_at=desk.bench.now,
+    )
+    async with desk.bench.transaction() as ctx:
+        await on_receipts(ctx, [received(topics.RETENTION_RECEIPT, receipt, desk.bench.now)])
 
 
 async def test_a_proposal_does_not_wait_for_ever(desk: Desk) -> None:
