@@ -133,6 +133,8 @@ class Fault(StrEnum):
     """An order took the content, and it is there."""
     TAKING_FORGED = "taking_forged"
     """What says that an order took contents is not signed by us."""
+    GONE_EARLY = "gone_early"
+    """Its salt is gone, and with it what it said, before the rule of its year allowed it."""
 
 
 @dataclass(frozen=True, kw_only=True)

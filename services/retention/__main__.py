@@ -18,6 +18,7 @@ if __name__ == "__main__":
         "restrict": person_command.restrict,
         "unrestrict": person_command.unrestrict,
         "hold": person_command.hold,
+        "order": person_command.order,
         "verify": person_command.verify,
     }
     try:

@@ -111,10 +111,10 @@ class Tasks:
             overdue = [
                 standing
                 for standing in found
-                if domain.is_overdue(
-                    standing.order, {r.service for r in standing.receipts}, now=ctx.now
-                )
+                if domain.is_overdue(standing.order, standing.settled, now=ctx.now)
             ]
+            waived = await ctx.store.count_waived()
+        self._metrics.answers_waived.set(waived)
         self._metrics.orders_open.set(len(found))
         self._metrics.orders_overdue.set(len(overdue))
         if overdue:
@@ -147,6 +147,7 @@ class Tasks:
             silence = timedelta(seconds=self._settings.order_overdue_after_s)
             orders = PersonOrders(ctx, self._rules, silence)
             await orders.take_names_away()
+            await orders.send_open_again()
             await orders.withdraw_old_proposals()
 
     async def watch_topics_for_ever(self) -> None:

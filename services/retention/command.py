@@ -169,7 +169,7 @@ class Sweeper:
 
 
 def _silent_of(standing: Standing) -> tuple[str, ...]:
-    return domain.silent(standing.order, {receipt.service for receipt in standing.receipts})
+    return domain.silent(standing.order, standing.settled)
 
 
 def _silent(found: Sweep) -> set[str]:

@@ -57,12 +57,29 @@ class Receipt:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Waiver:
+    """An answer that two persons no longer wait for; it is not given by that."""
+
+    holder: str
+    reason: str
+    proposed_by: str
+    confirmed_by: str
+    confirmed_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
 class Standing:
     """An order as it stands."""
 
     order: Order
     receipts: tuple[Receipt, ...]
     completed_at: datetime | None
+    waived: tuple[Waiver, ...] = ()
+
+    @property
+    def settled(self) -> set[str]:
+        """Who has answered, or need not any more."""
+        return {r.service for r in self.receipts} | {w.holder for w in self.waived}
 
 
 @dataclass(frozen=True, kw_only=True)

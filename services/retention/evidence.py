@@ -13,11 +13,14 @@ from uuid import UUID
 import asyncpg
 
 from services.chassis import db
-from services.privacy import chain
+from services.privacy import calendar, chain
 from services.privacy.chain import Anchor, Entry, Fault, Finding, VerifyKeys
 
 CHAIN = "retention"
 _BATCH = 5_000
+_YEAR = "year"
+_OPEN_SALT = bytes(chain.SALT_BYTES)
+"""Of links that say a year: there is nothing in them to keep secret, so it never goes."""
 
 _HEAD = "SELECT seq, commitment, hash FROM retention_chain ORDER BY seq DESC LIMIT 1"
 
@@ -31,7 +34,7 @@ _CONTENTS: Mapping[str, str] = {
     """,
     "person_order": """
         SELECT order_id AS ref, NULL AS service, order_id, kinds, from_day, protection_id,
-               case_number, staff_id, n_visitors
+               case_number, staff_id, n_visitors, schedule_version
         FROM retention_person_order WHERE order_id = ANY($1)
     """,
     "receipt": """
@@ -43,11 +46,42 @@ _CONTENTS: Mapping[str, str] = {
         SELECT refusal_id AS ref, NULL AS service, refusal_id, what, reason, staff_id, refused_at
         FROM retention_refusal WHERE refusal_id = ANY($1)
     """,
+    "protection": """
+        SELECT protection_id AS ref, NULL AS service, protection_id, is_hold, case_number, ground,
+               kinds, from_day, before_day, names_visitors, review_on
+        FROM retention_protection WHERE protection_id = ANY($1)
+    """,
+    "protection_step": """
+        SELECT protection_id AS ref, step AS service, protection_id, step, staff_id, done_at
+        FROM retention_protection_step WHERE protection_id = ANY($1)
+    """,
+    "review": """
+        SELECT review_id AS ref, NULL AS service, review_id, protection_id, review_on, reason,
+               staff_id, proposed_at
+        FROM retention_review WHERE review_id = ANY($1)
+    """,
+    "review_confirmation": """
+        SELECT review_id AS ref, NULL AS service, review_id, staff_id, confirmed_at
+        FROM retention_review_confirmation WHERE review_id = ANY($1)
+    """,
+    "waiver": """
+        SELECT waiver_id AS ref, NULL AS service, waiver_id, order_id, holder, reason, staff_id,
+               proposed_at
+        FROM retention_waiver WHERE waiver_id = ANY($1)
+    """,
+    "waiver_confirmation": """
+        SELECT waiver_id AS ref, NULL AS service, waiver_id, staff_id, confirmed_at
+        FROM retention_waiver_confirmation WHERE waiver_id = ANY($1)
+    """,
 }
 
 
+_ADDED_LATER = ("schedule_version",)
+"""Columns that older links do not have: left out where they are null."""
+
+
 class Item(NamedTuple):
-    """One row of evidence: which kind it is of, its id, and for a receipt its service."""
+    """One row of evidence: its kind, its id, and which of that id: a service, or a step."""
 
     what: str
     ref: UUID
@@ -77,13 +111,38 @@ class Evidence:
         """Take the transaction's connection."""
         self._connection = connection
 
-    async def chain(self, items: Sequence[Item]) -> None:
-        """Append rows that this transaction has written, in this order."""
+    async def chain(self, items: Sequence[Item], now: datetime) -> None:
+        """Append rows that this transaction has written, in this order.
+
+        Before the first ones of a year (Berlin) stands a link that says the year.
+        """
+        if not items:
+            return
+        await self._begin_year(calendar.berlin_date(now).year)
         contents = await self._contents(items)
         salts = [chain.new_salt() for _ in items]
-        commitments = [
-            chain.commitment(salt, contents[item]) for salt, item in zip(salts, items, strict=True)
-        ]
+        entries = await self._append(
+            items,
+            [
+                chain.commitment(salt, contents[item])
+                for salt, item in zip(salts, items, strict=True)
+            ],
+        )
+        await self._connection.executemany(
+            "INSERT INTO retention_chain_salt (seq, salt) VALUES ($1, $2)",
+            [(entry.seq, salt) for entry, salt in zip(entries, salts, strict=True)],
+        )
+
+    async def _begin_year(self, year: int) -> None:
+        last = await self._connection.fetchval(
+            "SELECT ref FROM retention_chain WHERE what = $1 ORDER BY ref DESC LIMIT 1", _YEAR
+        )
+        # a clock that went back begins no year
+        if last is None or last.int < year:
+            committed = chain.commitment(_OPEN_SALT, _year_text(year))
+            await self._append([Item(_YEAR, UUID(int=year))], [committed])
+
+    async def _append(self, items: Sequence[Item], commitments: Sequence[bytes]) -> list[Entry]:
         entries = chain.append(await self.head(), commitments)
         await self._connection.executemany(
             """
@@ -95,10 +154,7 @@ class Evidence:
                 for entry, item in zip(entries, items, strict=True)
             ],
         )
-        await self._connection.executemany(
-            "INSERT INTO retention_chain_salt (seq, salt) VALUES ($1, $2)",
-            [(entry.seq, salt) for entry, salt in zip(entries, salts, strict=True)],
-        )
+        return entries
 
     async def refuse(
         self, refusal_id: UUID, *, what: str, reason: str, staff_id: str, now: datetime
@@ -115,7 +171,7 @@ class Evidence:
             staff_id,
             now,
         )
-        await self.chain([Item("refusal", refusal_id)])
+        await self.chain([Item("refusal", refusal_id)], now)
 
     async def head(self) -> Entry | None:
         """Return the last link; None of an empty chain."""
@@ -144,14 +200,23 @@ class Evidence:
         )
 
     async def drop(self, before: date) -> int:
-        """Drop what was issued before a day, with its salts; links stay. Returns how much."""
-        found = await self._connection.fetchval("SELECT retention_evidence_drop($1)", before)
+        """Drop what is of before a day (Berlin), with its salts; links stay. Returns how much.
+
+        No more than the rule allows by the database's clock, however far a sweep looks ahead.
+        """
+        found = await self._connection.fetchval(
+            "SELECT retention_evidence_drop(least($1, retention_evidence_before(now())))", before
+        )
         return int(found)
 
     # ------------------------------------------------------------------ verification
 
-    async def verify(self, keys: VerifyKeys) -> Report:
-        """Hold the chain, its anchors and all contents that are still there against each other."""
+    async def verify(self, keys: VerifyKeys, before: date) -> Report:
+        """Hold the chain, its anchors and all contents that are still there against each other.
+
+        Args:
+            before: first day (Berlin) whose evidence must be there still, by the schedule's rule.
+        """
         rows = await self._connection.fetch(
             """
             SELECT c.*, s.salt FROM retention_chain c LEFT JOIN retention_chain_salt s USING (seq)
@@ -177,6 +242,7 @@ class Evidence:
             *chain.verify(entries.values()),
             *chain.verify_anchors(entries, anchors, keys),
             *await self._changed(salted, entries),
+            *_gone_early(rows, entries, before.year),
         ]
         return Report(
             n_links=len(rows),
@@ -212,8 +278,39 @@ class Evidence:
             for row in await self._connection.fetch(_CONTENTS[what], list(ids)):
                 content: dict[str, Any] = dict(row)
                 item = Item(what, content.pop("ref"), content.pop("service"))
+                for name in _ADDED_LATER:
+                    if content.get(name, "") is None:
+                        del content[name]
                 found[item] = chain.canonical(content)
         return found
+
+
+def _gone_early(
+    rows: Sequence[asyncpg.Record], entries: Mapping[int, Entry], year_kept: int
+) -> list[Finding]:
+    """Return links without a salt that are of a year which is still kept, and false years.
+
+    A link is of the year that was said last before it; those before the first such link are of
+    the year that it says.
+    """
+    found = []
+    said, year = 0, next((row["ref"].int for row in rows if row["what"] == _YEAR), year_kept)
+    for row in rows:
+        seq = row["seq"]
+        if row["what"] == _YEAR:
+            year = row["ref"].int
+            is_said = chain.is_content_of(entries[seq], _OPEN_SALT, _year_text(year))
+            # years go up: who says an old one again wants salts to be missing in peace
+            if year <= said or not is_said:
+                found.append(Finding(seq=seq, fault=Fault.CONTENT_CHANGED))
+            said = year
+        elif row["salt"] is None and year >= year_kept:
+            found.append(Finding(seq=seq, fault=Fault.GONE_EARLY))
+    return found
+
+
+def _year_text(year: int) -> bytes:
+    return chain.canonical({"year": year})
 
 
 def _entry(row: asyncpg.Record) -> Entry:

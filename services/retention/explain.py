@@ -17,6 +17,7 @@ from services.chassis import db
 from services.chassis.clock import Clock, SystemClock
 from services.privacy import calendar
 from services.retention import record_rules, records, releases, schedule, words
+from services.retention.domain import Standing
 from services.retention.record_rules import History
 from services.retention.schedule import (
     DocumentsPeriod,
@@ -33,6 +34,7 @@ from services.retention.wire import describe
 EXIT_REFUSED = 2
 EXIT_UNKNOWN = 4
 ORDERS_SHOWN = 5
+BY_SCHEDULE = "schedule"
 
 Answer = dict[str, Any]
 
@@ -147,13 +149,17 @@ class Explainer:
         ids = await self._store.last_orders(kind.value, until, ORDERS_SHOWN)
         answer["last_sweep"] = _sweep(await self._store.last_sweep(until))
         answer["orders"] = await self._orders(ids)
+        answer["orders_about_persons"] = await self._store.person_orders_of_kind(kind.value, until)
         return answer
 
     async def _of_order(self, order_id: UUID) -> Answer | None:
         standing = (await self._store.standings([order_id])).get(order_id)
         if standing is None:
             return None
+        about = await self._store.person_order(order_id)
         version = await self._store.version_of_order(order_id)
+        if about is not None:
+            version = str(about["schedule_version"]) if about["schedule_version"] else None
         # by what was in force when it was issued, whatever the schedule says today
         rules = (releases.of_version(version) if version else None) or self._rules
         day = calendar.berlin_date(standing.order.as_of)
@@ -162,7 +168,29 @@ class Explainer:
         answer: Answer = {"order": describe(standing), **self._rule(rule, rules)}
         if deeds:
             answer["order"]["deeds"] = deeds
+        answer["order"] |= await self._more_of_order(order_id, standing, about)
         return answer
+
+    async def _more_of_order(
+        self, order_id: UUID, standing: Standing, about: Mapping[str, object] | None
+    ) -> Answer:
+        """Return who ordered it and from whom an answer is expected; of persons only how many."""
+        found: Answer = {
+            "expected": list(standing.order.expected),
+            "schedule_version_when_made": None,
+            "sent_again_at": [at.isoformat() for at in await self._store.sent_again_at(order_id)],
+            "waivers_proposed": [
+                {name: _plain(value) for name, value in one.items()}
+                for one in await self._store.open_waivers(order_id)
+            ],
+        }
+        if about is None:
+            found["schedule_version_when_made"] = await self._store.version_of_order(order_id)
+            return found | {"ordered_by": BY_SCHEDULE}
+        found["schedule_version_when_made"] = about["schedule_version"]
+        return found | {
+            name: _plain(value) for name, value in about.items() if name != "schedule_version"
+        }
 
     async def _of_record(self, record_id: UUID, day: date) -> Answer | None:
         found = records.histories_of(
@@ -211,6 +239,10 @@ class Explainer:
             "steps": [
                 {"step": step, "by": staff_id, "done_at": done_at.isoformat()}
                 for step, staff_id, done_at in await self._store.steps_of_protection(protection_id)
+            ],
+            "reviews": [
+                {name: _plain(value) for name, value in review.items()}
+                for review in await self._store.protections.reviews(protection_id)
             ],
             "on": day.isoformat(),
             # what it keeps from going, and what is due again when it is over
@@ -296,6 +328,12 @@ def _sweep(found: tuple[UUID, datetime, datetime, str] | None) -> Answer | None:
         "swept_at": swept_at.isoformat(),
         "schedule_version": version,
     }
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, UUID):
+        return str(value)
+    return value.isoformat() if isinstance(value, date) else value
 
 
 def _record(history: History) -> Answer:

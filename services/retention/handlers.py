@@ -69,7 +69,9 @@ async def take_receipts(ctx: Context[Store], receipts: Sequence[Receipt]) -> lis
         standing.order.order_id
         for standing in standings.values()
         if standing.completed_at is None
-        and not domain.silent(standing.order, _answered(standing.order.order_id, known))
+        and not domain.silent(
+            standing.order, standing.settled | _answered(standing.order.order_id, known)
+        )
     ]
     await ctx.store.save_completions(complete, ctx.now)
     return answers

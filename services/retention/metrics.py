@@ -18,6 +18,11 @@ class Metrics:
             "orders_overdue", "Orders unanswered for longer than the set time.",
             namespace="retention", registry=registry,
         )  # fmt: skip
+        # Moves when two persons waive one; falls when the evidence goes. Odd: it grows often.
+        self.answers_waived = Gauge(
+            "answers_waived", "Answers to orders that two persons wait for no longer.",
+            namespace="retention", registry=registry,
+        )  # fmt: skip
         # Odd: towards the topic's own rule; the broker does not delete (D1).
         self.topic_oldest_record_age = Gauge(
             "topic_oldest_record_age_seconds", "Age of the oldest record on disk.",

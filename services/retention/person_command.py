@@ -19,8 +19,23 @@ from services.privacy import calendar
 from services.privacy.chain import SigningKeys, VerifyKeys
 from services.retention import schedule
 from services.retention.declaration import DECLARATION
-from services.retention.person_orders import Author, PersonOrders, RefusedError
-from services.retention.protections import Ground, Protection, Scope, Step, refuse_author
+from services.retention.person_orders import (
+    PROPOSAL_LIFE,
+    Author,
+    PersonOrders,
+    RefusedError,
+)
+from services.retention.protections import (
+    Ground,
+    ProposedReview,
+    Protection,
+    Refusal,
+    ReviewReason,
+    Scope,
+    Step,
+    WaiverReason,
+    refuse_author,
+)
 from services.retention.settings import Settings
 from services.retention.store import Store
 from services.retention.wire import as_document, as_text, columns
@@ -29,6 +44,21 @@ EXIT_OK, EXIT_BROKEN, EXIT_REFUSED, EXIT_NOT_COMPLETE = 0, 1, 2, 3
 _POLL_S = 0.2
 _ANY_CASE = "AUSK-2026-1"
 _VISITORS_READ_MAX = 100_000
+
+_WHY = {
+    Refusal.SAME_PERSON: "another person than who proposed it decides",
+    Refusal.REVIEW_NOT_AHEAD: "a review date lies ahead of today",
+    Refusal.REVIEW_TOO_FAR: "no review date lies so far ahead",
+    Refusal.REVIEW_NOT_LATER: "a review date never moves back, nor stays",
+    Refusal.REVIEW_DIFFERS: "what is proposed is another date: see `hold list`",
+    Refusal.NOTHING_PROPOSED: "nobody has proposed it, or too long ago: see `hold list`, `explain`",
+    Refusal.NOT_EXPECTED: "the order does not wait for that holder",
+    Refusal.ANSWERED_ALREADY: "that answer is there, or waived",
+    Refusal.NOT_OVERDUE: "the holder still has time",
+    Refusal.REASON_UNFIT: "a hold has other reasons than a restriction",
+    Refusal.DAYS_PAST_REVIEW: "the last day lies after the review: nobody has looked at it by then",
+}
+"""What a word alone does not say."""
 
 Deed = Callable[[PersonOrders], Awaitable[tuple[list[str], list[UUID]]]]
 """Does it and returns what to print, and the orders to wait for."""
@@ -47,11 +77,15 @@ async def erase(arguments: Sequence[str]) -> int:
 
 async def restrict(arguments: Sequence[str]) -> int:
     """Restrict the rows of the visitors on the standard input (R-G4)."""
-    found = _author_parser("restrict").parse_args(arguments)
+    parser = _author_parser("restrict")
+    parser.add_argument(
+        "--review-on", type=date.fromisoformat, help="when to look at it again; else in 90 days"
+    )
+    found = parser.parse_args(arguments)
     author, visitors = _author(found), _read_visitors()
 
     async def deed(orders: PersonOrders) -> tuple[list[str], list[UUID]]:
-        protection_id, issued = await orders.restrict(author, visitors)
+        protection_id, issued = await orders.restrict(author, visitors, found.review_on)
         return [f"restriction {protection_id}"], issued
 
     return await _carry_out(found, deed)
@@ -79,6 +113,27 @@ async def hold(arguments: Sequence[str]) -> int:
             return await _propose(found)
         case _:
             return await _carry_out(found, _step(found))
+
+
+async def order(arguments: Sequence[str]) -> int:
+    """Waive a holder's answer to an order (D3); two persons."""
+    parser = argparse.ArgumentParser(prog="python -m services.retention order")
+    steps = parser.add_subparsers(dest="step", required=True)
+    waive = steps.add_parser("waive", help="wait no longer for an answer; a second person confirms")
+    waive.add_argument("order_id", type=UUID)
+    waive.add_argument("--holder", required=True, help="who will never answer: consent, billing")
+    reasons = [reason.value for reason in WaiverReason]
+    waive.add_argument("--reason", choices=reasons, help="proposes; without one it confirms")
+    _add_staff(waive)
+    found = parser.parse_args(arguments)
+    found.wait = False
+
+    async def deed(orders: PersonOrders) -> tuple[list[str], list[UUID]]:
+        is_waived = await orders.waive(found.by, found.order_id, found.holder, found.reason)
+        word = "waived" if is_waived else "to be waived; another person confirms"
+        return [f"answer of {found.holder} to {found.order_id}: {word}"], []
+
+    return await _carry_out(found, deed)
 
 
 # ---------------------------------------------------------------------- arguments
@@ -121,14 +176,18 @@ def _hold_parser() -> argparse.ArgumentParser:
         "propose-release": "somebody else has to lift it",
         "release": "lift it; what fell due meanwhile is deleted",
         "send-again": "for a service whose database was restored",
-        "review": "set a later review date",
+        "propose-review": "a later review date, of a hold or restriction; somebody else sets it",
+        "review": "set a later review date: another person than who proposed it, the same date",
     }.items():
         step = steps.add_parser(name, help=text)
         step.add_argument("protection_id", type=UUID)
         _add_staff(step)
         _add_wait(step)
-        if name == "review":
+        if name in {"review", "propose-review"}:
             step.add_argument("--on", required=True, type=date.fromisoformat)
+        if name == "propose-review":
+            reasons = [reason.value for reason in ReviewReason]
+            step.add_argument("--reason", required=True, choices=reasons)
     return parser
 
 
@@ -166,19 +225,29 @@ def _step(found: argparse.Namespace) -> Deed:
         match found.step:
             case "place":
                 return [], await orders.place_hold(staff_id, protection_id)
-            case "withdraw":
-                await orders.withdraw_hold(staff_id, protection_id)
-            case "propose-release":
-                await orders.propose_release(staff_id, protection_id)
             case "release":
                 return [], [await orders.release_hold(staff_id, protection_id)]
             case "send-again":
                 return [], await orders.send_again(staff_id, protection_id)
             case _:
-                await orders.review_hold(staff_id, protection_id, found.on)
+                await _record_step(orders, found)
         return [f"hold {protection_id}: {found.step}"], []
 
     return deed
+
+
+async def _record_step(orders: PersonOrders, found: argparse.Namespace) -> None:
+    """Do what orders nothing."""
+    staff_id, protection_id = found.by, found.protection_id
+    match found.step:
+        case "withdraw":
+            await orders.withdraw_hold(staff_id, protection_id)
+        case "propose-release":
+            await orders.propose_release(staff_id, protection_id)
+        case "propose-review":
+            await orders.propose_review(staff_id, protection_id, found.on, found.reason)
+        case _:
+            await orders.confirm_review(staff_id, protection_id, found.on)
 
 
 async def _propose(found: argparse.Namespace) -> int:
@@ -213,11 +282,13 @@ async def _carry_out(found: argparse.Namespace, deed: Deed) -> int:
         async with _transaction(settings) as ctx:
             await ctx.store.prepare_outbox()
             silence = timedelta(seconds=settings.order_overdue_after_s)
-            said, issued = await deed(PersonOrders(ctx, rules, silence))
+            review_max = timedelta(days=settings.review_max_days)
+            said, issued = await deed(PersonOrders(ctx, rules, silence, review_max))
     except RefusedError as error:
         async with _transaction(settings) as ctx:
             await _record_refusal(ctx, found, error)
-        sys.stderr.write(f"retention: refused: {error}\n")
+        why = _WHY.get(error.refusal)
+        sys.stderr.write(f"retention: refused: {error}{f' ({why})' if why else ''}\n")
         return EXIT_REFUSED
     except schedule.ScheduleError as error:
         sys.stderr.write(f"retention: refused: {error}\n")
@@ -284,26 +355,32 @@ async def verify(arguments: Sequence[str]) -> int:
     as_json = parser.parse_args(arguments).json
     settings = Settings.load()
     keys = SigningKeys.from_json(settings.anchor_keys.get_secret_value())
+    rules = schedule.load(settings.schedule_path)
     async with _transaction(settings) as ctx:
-        found = await ctx.store.evidence.verify(VerifyKeys(keys.public()))
+        before = rules.evidence_before(ctx.now)
+        found = await ctx.store.evidence.verify(VerifyKeys(keys.public()), before)
     sys.stdout.write(f"{as_document(found) if as_json else as_text(found)}\n")
     return EXIT_BROKEN if found.findings else EXIT_OK
 
 
 async def _list_holds() -> int:
     async with _transaction(Settings.load()) as ctx:
-        found = await ctx.store.protections.protections_in_force()
-    today = calendar.berlin_date(SystemClock().now())
+        store, since = ctx.store.protections, ctx.now - PROPOSAL_LIFE
+        found = [
+            (one, await store.proposed_review(one.protection_id, since))
+            for one in await store.protections_in_force()
+        ]
+        today = calendar.berlin_date(ctx.now)
     rows: list[tuple[str, ...]] = [
-        ("id", "what", "case", "ground", "kinds", "days", "review on", "steps")
+        ("id", "what", "case", "ground", "kinds", "days", "review on", "steps", "proposed review")
     ]
-    rows += [_row(protection, today) for protection in found]
+    rows += [_row(protection, proposed, today) for protection, proposed in found]
     sys.stdout.write(f"{columns(rows)}\n")
     return EXIT_OK
 
 
-def _row(found: Protection, today: date) -> tuple[str, ...]:
-    is_late = found.review_on is not None and found.review_on < today
+def _row(found: Protection, proposed: ProposedReview | None, today: date) -> tuple[str, ...]:
+    is_late = found.review_on is None or found.review_on < today
     review = "-" if found.review_on is None else found.review_on.isoformat()
     return (
         str(found.protection_id),
@@ -314,4 +391,5 @@ def _row(found: Protection, today: date) -> tuple[str, ...]:
         f"{found.scope.from_day or '...'} to before {found.scope.before_day}",
         review + (" LATE" if is_late else ""),
         ", ".join(f"{step.value} by {found.steps[step]}" for step in Step if step in found.steps),
+        f"{proposed.review_on} by {proposed.staff_id}: {proposed.reason}" if proposed else "-",
     )

@@ -7,7 +7,7 @@ of their own, so that it can be sent again to a service whose database was resto
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from uuid import UUID
 
 from schemas import topics
@@ -15,16 +15,22 @@ from schemas.retention import VISITORS_MAX, DataKind, RetentionAction, Retention
 from services.chassis.context import Context
 from services.privacy import calendar
 from services.retention import domain
-from services.retention.domain import Order
+from services.retention.domain import Order, Standing
 from services.retention.protection_store import PersonOrder
 from services.retention.protections import (
     PERSON_KINDS,
+    RESTRICTION_REVIEW_AFTER,
+    REVIEW_MAX,
     Ground,
+    ProposedReview,
     Protection,
     Refusal,
     Scope,
     Step,
     refuse_author,
+    refuse_confirmation,
+    refuse_later_review,
+    refuse_reach,
     refuse_review,
     refuse_scope,
     refuse_step,
@@ -32,13 +38,17 @@ from services.retention.protections import (
     refuse_unrestrict,
 )
 from services.retention.schedule import Schedule
-from services.retention.store import Store
+from services.retention.store import ProposedWaiver, Store
 
 NAMES_LIFE = timedelta(days=5)
 """Less than what `retention-order` allows what is personal (`personal_age_max_ms`)."""
 PROPOSAL_LIFE = timedelta(days=3)
 """How long a proposed hold waits for the second person; its names are kept without one so long."""
 NAMES_BATCH_MAX = 500
+SEND_AGAIN_AFTER = timedelta(days=20)
+"""So long after it was last sent an open order is sent again; it leaves its topic after 30 days."""
+SEND_AGAIN_BATCH_MAX = 200
+_ANY_CASE = "AUSK-2026-1"
 BY_SCHEDULE = "schedule"
 """Stands for the author of what the schedule does by itself."""
 _REQUIREMENT = {
@@ -78,12 +88,24 @@ class PersonOrders:
     Every method raises RefusedError where it does nothing.
     """
 
-    def __init__(self, ctx: Context[Store], schedule: Schedule, overdue_after: timedelta) -> None:
-        """Take the transaction, the schedule, and after how long silence is an alarm."""
+    def __init__(
+        self,
+        ctx: Context[Store],
+        schedule: Schedule,
+        overdue_after: timedelta,
+        review_max: timedelta = REVIEW_MAX,
+    ) -> None:
+        """Take the transaction and the schedule.
+
+        Args:
+            overdue_after: silence for longer than this is an alarm.
+            review_max: how far ahead a review date may lie.
+        """
         self._ctx = ctx
         self._store = ctx.store.protections
         self._schedule = schedule
         self._overdue_after = overdue_after
+        self._review_max = review_max
 
     # ------------------------------------------------------------------ persons
 
@@ -98,10 +120,17 @@ class PersonOrders:
         ]
 
     async def restrict(
-        self, author: Author, visitor_ids: Sequence[UUID]
+        self, author: Author, visitor_ids: Sequence[UUID], review_on: date | None = None
     ) -> tuple[UUID, list[UUID]]:
-        """Order visitors' rows out of the live tables; return the restriction's and orders' ids."""
+        """Order visitors' rows out of the live tables; return the restriction's and orders' ids.
+
+        Args:
+            review_on: when it is looked at again; None = after the usual time.
+        """
         _check(refuse_author(author.staff_id, author.case_number))
+        today = calendar.berlin_date(self._ctx.now)
+        review_on = review_on or today + min(RESTRICTION_REVIEW_AFTER, self._review_max)
+        _check(refuse_review(review_on, today, self._review_max))
         if not visitor_ids:
             raise RefusedError(Refusal.NOBODY_NAMED)
         scope = Scope(
@@ -116,12 +145,13 @@ class PersonOrders:
             case_number=author.case_number,
             ground=None,
             scope=scope,
-            review_on=None,
+            review_on=review_on,
             steps={},
         )
+        await self._ctx.store.lock()
         await self._store.propose(restriction, author.staff_id, self._ctx.now)
         await self._store.keep_names(restriction.protection_id, visitor_ids)
-        return restriction.protection_id, await self._protect(author, restriction, visitor_ids)
+        return restriction.protection_id, await self.send_hold(author.staff_id, restriction)
 
     async def unrestrict(self, author: Author, protection_id: UUID) -> UUID:
         """Order a restriction to be lifted; return the order's id."""
@@ -150,7 +180,8 @@ class PersonOrders:
         _check(refuse_scope(scope, frozenset(DataKind), holdable))
         cases = self._schedule.special_cases_on(today)
         _check(refuse_threat(ground, scope, author.case_number, cases))
-        _check(refuse_review(review_on, today))
+        _check(refuse_review(review_on, today, self._review_max))
+        _check(refuse_reach(scope, review_on))
         if scope.names_visitors and not visitor_ids:
             raise RefusedError(Refusal.NOBODY_NAMED)
         hold = Protection(
@@ -162,6 +193,7 @@ class PersonOrders:
             review_on=review_on,
             steps={},
         )
+        await self._ctx.store.lock()
         await self._store.propose(hold, author.staff_id, self._ctx.now)
         if scope.names_visitors:
             await self._store.keep_names(hold.protection_id, visitor_ids)
@@ -174,7 +206,7 @@ class PersonOrders:
         assert hold.review_on is not None
         assert hold.ground is not None
         # what was so at the proposal may be over
-        _check(refuse_review(hold.review_on, today))
+        _check(refuse_review(hold.review_on, today, self._review_max))
         cases = self._schedule.special_cases_on(today)
         _check(refuse_threat(hold.ground, hold.scope, hold.case_number, cases))
         return await self.send_hold(staff_id, hold)
@@ -217,12 +249,36 @@ class PersonOrders:
             await self._end(Author(staff_id=BY_SCHEDULE, case_number=hold.case_number), hold)
         return len(found)
 
-    async def review_hold(self, staff_id: str, protection_id: UUID, review_on: date) -> None:
-        """Set a later review date."""
-        hold = await self._store.protection(protection_id)
-        _check(refuse_author(staff_id, hold.case_number) if hold else Refusal.NOT_FOUND)
-        _check(refuse_review(review_on, calendar.berlin_date(self._ctx.now)))
-        await self._store.review(protection_id, staff_id, review_on, self._ctx.now)
+    async def propose_review(
+        self, staff_id: str, protection_id: UUID, review_on: date, reason: str
+    ) -> None:
+        """Propose a later review date of a hold or restriction; the last proposal counts."""
+        await self._may_review(staff_id, protection_id, review_on, reason)
+        proposed = ProposedReview(
+            review_id=self._ctx.ids.new(), review_on=review_on, reason=reason, staff_id=staff_id
+        )
+        await self._store.propose_review(protection_id, proposed, self._ctx.now)
+
+    async def confirm_review(self, staff_id: str, protection_id: UUID, review_on: date) -> None:
+        """Set a later review date that somebody else has proposed, and not long ago."""
+        await self._ctx.store.lock()
+        since = self._ctx.now - PROPOSAL_LIFE
+        proposed = await self._store.proposed_review(protection_id, since)
+        _check(refuse_confirmation(proposed, review_on, staff_id))
+        assert proposed is not None
+        # what was so at the proposal may be over
+        await self._may_review(staff_id, protection_id, review_on, proposed.reason)
+        await self._store.confirm_review(proposed.review_id, staff_id, self._ctx.now)
+
+    async def _may_review(
+        self, staff_id: str, protection_id: UUID, review_on: date, reason: str
+    ) -> None:
+        await self._ctx.store.lock()
+        found = await self._store.protection(protection_id)
+        today = calendar.berlin_date(self._ctx.now)
+        _check(refuse_later_review(found, review_on, reason, today, self._review_max))
+        assert found is not None
+        _check(refuse_author(staff_id, found.case_number))
 
     async def send_again(self, staff_id: str, protection_id: UUID) -> list[UUID]:
         """Order what is in force once more, for a service whose database was restored."""
@@ -244,21 +300,87 @@ class PersonOrders:
         """Send copies without names of orders that are too old; return how many.
 
         Not before, though all have answered: a backup of those days, restored, needs the names. A
-        protection that somebody has not heard of is ordered anew, with the names that are kept.
+        protection in force that somebody has not heard of is sent again instead, under the same
+        ids, with the names that are kept.
         """
         await self._ctx.store.lock()
         found = await self._store.with_names(self._ctx.now - NAMES_LIFE, NAMES_BATCH_MAX)
         standings = await self._ctx.store.standings([order_id for order_id, *_ in found])
+        needed = await self._store.unanswered([order_id for order_id, *_ in found])
+        gone: list[UUID] = []
+        again: list[UUID] = []
         for order_id, kinds, from_day, protection_id in found:
             order = standings[order_id].order
-            self._send(order, kinds, (), from_day, protection_id, names_gone=True)
-        order_ids = [order_id for order_id, *_ in found]
-        await self._store.names_gone(order_ids, self._ctx.now)
-        for protection_id in sorted(await self._store.unanswered(order_ids)):
-            protection = await self._store.protection(protection_id)
-            assert protection is not None
-            await self.send_hold(BY_SCHEDULE, protection)
+            names = await self._names_of(order_id, protection_id) if order_id in needed else ()
+            self._send(order, kinds, names, from_day, protection_id, names_gone=not names)
+            (again if names else gone).append(order_id)
+        await self._store.names_gone(gone, self._ctx.now)
+        await self._store.sent_again(again, self._ctx.now, has_names=True)
         return len(found)
+
+    async def _names_of(self, order_id: UUID, protection_id: UUID | None) -> Sequence[UUID]:
+        """Return whom an order named: those of one protection and instant share its list."""
+        assert protection_id is not None
+        portions = _portions(await self._store.names(protection_id))
+        place = await self._store.place_of(order_id)
+        return portions[place] if place < len(portions) else ()
+
+    async def send_open_again(self) -> int:
+        """Send open orders once more before they leave the topic; return how many.
+
+        Under their own ids: who has answered repeats it, who was away finds them. Without the names
+        that are gone, and of a protection that is over without its beginning: both are answered
+        with nothing done. Orders about records are judged anew by the sweep (`records.py`).
+        """
+        await self._ctx.store.lock()
+        found = await self._store.open_for_long(
+            self._ctx.now - SEND_AGAIN_AFTER, SEND_AGAIN_BATCH_MAX
+        )
+        standings = await self._ctx.store.standings([row.order_id for row in found])
+        for row in found:
+            self._send(
+                standings[row.order_id].order,
+                row.kinds,
+                (),
+                row.from_day,
+                row.protection_id,
+                names_gone=row.is_without_names,
+            )
+        await self._store.sent_again(
+            [row.order_id for row in found], self._ctx.now, has_names=False
+        )
+        return len(found)
+
+    # ------------------------------------------------------------------ answers that never come
+
+    async def waive(self, staff_id: str, order_id: UUID, holder: str, reason: str | None) -> bool:
+        """Propose to wait no longer for a holder's answer, or confirm what another one proposed.
+
+        Args:
+            reason: None confirms; the reason of a proposal by somebody else does so too.
+
+        Returns:
+            Whether it is waived by this; the order is complete then if nobody else is silent.
+        """
+        _check(refuse_author(staff_id, _ANY_CASE))
+        await self._ctx.store.lock()
+        now = self._ctx.now
+        standing = (await self._ctx.store.standings([order_id])).get(order_id)
+        _check(_refuse_waiver(standing, holder, now))
+        assert standing is not None
+        proposed = await self._ctx.store.proposed_waiver(order_id, holder, now - PROPOSAL_LIFE)
+        if reason is not None and (proposed is None or proposed.reason != reason):
+            new = ProposedWaiver(waiver_id=self._ctx.ids.new(), reason=reason, staff_id=staff_id)
+            await self._ctx.store.propose_waiver(order_id, new, holder, now)
+            return False
+        if proposed is None:
+            raise RefusedError(Refusal.NOTHING_PROPOSED)
+        if proposed.staff_id == staff_id:
+            raise RefusedError(Refusal.SAME_PERSON)
+        await self._ctx.store.confirm_waiver(proposed.waiver_id, staff_id, now)
+        if not domain.silent(standing.order, standing.settled | {holder}):
+            await self._ctx.store.save_completions([order_id], now)
+        return True
 
     async def withdraw_old_proposals(self) -> int:
         """Give up holds that nobody has placed in time, and their names; return how many."""
@@ -357,6 +479,7 @@ class PersonOrders:
                 n_visitors=len(visitor_ids),
                 from_day=from_day,
                 protection_id=protection_id,
+                schedule_version=self._schedule.version,
             )
         )
         self._send(order, kinds, visitor_ids, from_day, protection_id)
@@ -387,6 +510,16 @@ class PersonOrders:
                 names_gone=names_gone,
             ),
         )
+
+
+def _refuse_waiver(standing: Standing | None, holder: str, now: datetime) -> Refusal | None:
+    if standing is None:
+        return Refusal.NOT_FOUND
+    if holder not in standing.order.expected:
+        return Refusal.NOT_EXPECTED
+    if holder in standing.settled:
+        return Refusal.ANSWERED_ALREADY
+    return None if now > standing.order.overdue_at else Refusal.NOT_OVERDUE
 
 
 def _portions(visitor_ids: Sequence[UUID]) -> list[Sequence[UUID]]:

@@ -10,7 +10,7 @@ import asyncpg
 from services.chassis import db
 from services.retention.domain import Order
 from services.retention.evidence import Evidence, Item
-from services.retention.protections import Protection, Scope, Step
+from services.retention.protections import ProposedReview, Protection, Scope, Step
 
 INVARIANTS = {
     # the trigger refuses it; this sees it also where the trigger was taken away
@@ -21,15 +21,22 @@ INVARIANTS = {
         WHERE p.is_hold AND a.staff_id = b.staff_id
           AND (a.step, b.step) IN (('proposed', 'placed'), ('release_proposed', 'released'))
     """,
-    "r_d3_no_hold_past_its_review": """
+    "r_d3_two_persons_review": """
+        SELECT count(*) FROM retention_review a JOIN retention_review_confirmation b
+            USING (review_id, staff_id)
+    """,
+    # of holds and restrictions alike (R-G4); one without a date is late
+    "r_d3_none_past_its_review": """
         SELECT count(*) FROM retention_protection p
-        WHERE p.is_hold
-          AND EXISTS (SELECT FROM retention_protection_step s
+        WHERE EXISTS (SELECT FROM retention_protection_step s
                       WHERE s.protection_id = p.protection_id AND s.step = 'placed')
           AND NOT EXISTS (SELECT FROM retention_protection_step s
                           WHERE s.protection_id = p.protection_id AND s.step = 'released')
-          AND greatest(p.review_on, (SELECT max(r.review_on) FROM retention_protection_review r
-                                     WHERE r.protection_id = p.protection_id)) < now()::date
+          AND coalesce(greatest(p.review_on, (
+                   SELECT max(r.review_on) FROM retention_review r
+                   JOIN retention_review_confirmation USING (review_id)
+                   WHERE r.protection_id = p.protection_id)), '-infinity')
+              < (now() AT TIME ZONE 'Europe/Berlin')::date
     """,
     # a list of names lives as long as its hold, or its proposal, and no longer
     "d1_no_names_without_their_hold": """
@@ -43,6 +50,9 @@ INVARIANTS = {
     "d1_names_leave_their_topic": """
         SELECT count(*) FROM retention_person_order p JOIN retention_order o USING (order_id)
         WHERE p.n_visitors > 0 AND o.issued_at < now() - interval '5 days 1 hour'
+          AND NOT EXISTS (SELECT FROM retention_reissue i
+                          WHERE i.order_id = p.order_id AND i.has_names
+                            AND i.sent_at >= now() - interval '5 days 1 hour')
           AND NOT EXISTS (SELECT FROM retention_names_gone g WHERE g.order_id = p.order_id)
     """,
 }
@@ -64,6 +74,22 @@ class PersonOrder:
     n_visitors: int
     from_day: date | None = None
     protection_id: UUID | None = None
+    schedule_version: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenOrder:
+    """An order that was last sent long ago; `kinds` is the order's own one where it is a drop.
+
+    Attributes:
+        is_without_names: it named visitors, or is about a protection that is over.
+    """
+
+    order_id: UUID
+    kinds: tuple[str, ...]
+    from_day: date | None
+    protection_id: UUID | None
+    is_without_names: bool
 
 
 class ProtectionStore:
@@ -80,8 +106,9 @@ class ProtectionStore:
         await self._connection.execute(
             """
             INSERT INTO retention_person_order (order_id, kinds, from_day, protection_id,
-                                                case_number, staff_id, n_visitors)
-            VALUES ($1, $2, $3, $4, $5, $6, $7)
+                                                case_number, staff_id, n_visitors,
+                                                schedule_version)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
             """,
             found.order.order_id,
             list(found.kinds),
@@ -90,9 +117,10 @@ class ProtectionStore:
             found.case_number,
             found.staff_id,
             found.n_visitors,
+            found.schedule_version,
         )
         item = Item("person_order", found.order.order_id)
-        await Evidence(self._connection).chain([item])
+        await self._chain(item, found.order.issued_at)
 
     async def with_names(
         self, issued_before: datetime, limit: int
@@ -109,6 +137,8 @@ class ProtectionStore:
             WHERE p.n_visitors > 0
               AND NOT EXISTS (SELECT FROM retention_names_gone g WHERE g.order_id = p.order_id)
               AND o.issued_at < $1
+              AND NOT EXISTS (SELECT FROM retention_reissue i WHERE i.order_id = p.order_id
+                                AND i.has_names AND i.sent_at >= $1)
             ORDER BY o.issued_at, p.order_id LIMIT $2
             """,
             issued_before,
@@ -120,10 +150,10 @@ class ProtectionStore:
         ]
 
     async def unanswered(self, order_ids: Sequence[UUID]) -> set[UUID]:
-        """Return the protections in force that orders are about which not all have answered."""
+        """Return the open orders among some that place a protection which is in force."""
         rows = await self._connection.fetch(
             """
-            SELECT DISTINCT p.protection_id
+            SELECT p.order_id
             FROM retention_person_order p JOIN retention_order o USING (order_id)
             WHERE p.order_id = ANY($1) AND o.action IN ('hold', 'restrict')
               AND NOT EXISTS (SELECT FROM retention_completion c WHERE c.order_id = p.order_id)
@@ -132,7 +162,67 @@ class ProtectionStore:
             """,
             order_ids,
         )
-        return {row["protection_id"] for row in rows}
+        return {row["order_id"] for row in rows}
+
+    async def place_of(self, order_id: UUID) -> int:
+        """Return how many orders stand before one of those that shared a protection's names."""
+        found: int = await self._connection.fetchval(
+            """
+            SELECT count(*) FROM retention_person_order p JOIN retention_order o USING (order_id)
+            JOIN retention_person_order q ON q.protection_id = p.protection_id
+            JOIN retention_order b ON b.order_id = q.order_id AND b.issued_at = o.issued_at
+                AND b.action = o.action
+            WHERE p.order_id = $1 AND q.order_id < $1
+            """,
+            order_id,
+        )
+        return found
+
+    async def open_for_long(self, sent_before: datetime, limit: int) -> list[OpenOrder]:
+        """Return open orders that were last sent before an instant, oldest first.
+
+        Not those whose names are still on the topic, nor those about records.
+        """
+        rows = await self._connection.fetch(
+            """
+            SELECT o.order_id, coalesce(p.kinds, ARRAY[o.kind]) AS kinds, p.from_day,
+                   p.protection_id, o.action IN ('erase', 'hold', 'restrict') AND (
+                       p.n_visitors > 0 OR EXISTS (
+                           SELECT FROM retention_protection_step s
+                           WHERE s.protection_id = p.protection_id AND s.step = 'released')
+                   ) AS is_without_names
+            FROM retention_order o LEFT JOIN retention_person_order p USING (order_id)
+            LEFT JOIN retention_names_gone g USING (order_id)
+            WHERE o.issued_at < $1
+              AND NOT EXISTS (SELECT FROM retention_completion c WHERE c.order_id = o.order_id)
+              AND NOT EXISTS (SELECT FROM retention_record_order r WHERE r.order_id = o.order_id)
+              AND NOT EXISTS (SELECT FROM retention_reissue i
+                              WHERE i.order_id = o.order_id AND i.sent_at >= $1)
+              AND (coalesce(p.n_visitors, 0) = 0 OR g.gone_at < $1)
+            ORDER BY o.issued_at, o.order_id LIMIT $2
+            """,
+            sent_before,
+            limit,
+        )
+        return [
+            OpenOrder(
+                order_id=row["order_id"],
+                kinds=tuple(row["kinds"]),
+                from_day=row["from_day"],
+                protection_id=row["protection_id"],
+                is_without_names=bool(row["is_without_names"]),
+            )
+            for row in rows
+        ]
+
+    async def sent_again(
+        self, order_ids: Sequence[UUID], sent_at: datetime, *, has_names: bool
+    ) -> None:
+        """Record that orders were sent once more."""
+        await self._connection.executemany(
+            "INSERT INTO retention_reissue (order_id, sent_at, has_names) VALUES ($1, $2, $3)",
+            [(order_id, sent_at, has_names) for order_id in order_ids],
+        )
 
     async def old_proposals(self, proposed_before: datetime) -> list[UUID]:
         """Return holds that nobody has placed or withdrawn since."""
@@ -172,9 +262,10 @@ class ProtectionStore:
     async def _protections(self, only: UUID | None) -> list[Protection]:
         rows = await self._connection.fetch(
             """
-            SELECT p.*, greatest(p.review_on, (SELECT max(r.review_on)
-                       FROM retention_protection_review r
-                       WHERE r.protection_id = p.protection_id)) AS next_review_on,
+            SELECT p.*, greatest(p.review_on, (
+                   SELECT max(r.review_on) FROM retention_review r
+                   JOIN retention_review_confirmation USING (review_id)
+                   WHERE r.protection_id = p.protection_id)) AS next_review_on,
                    (SELECT jsonb_object_agg(s.step, s.staff_id)
                     FROM retention_protection_step s
                     WHERE s.protection_id = p.protection_id) AS steps
@@ -203,6 +294,7 @@ class ProtectionStore:
             found.scope.names_visitors,
             found.review_on,
         )
+        await self._chain(Item("protection", found.protection_id), now)
         first = Step.PROPOSED if found.is_hold else Step.PLACED
         await self.take_step(found.protection_id, first, staff_id, now)
 
@@ -220,21 +312,79 @@ class ProtectionStore:
             staff_id,
             now,
         )
+        await self._chain(Item("protection_step", protection_id, step.value), now)
 
-    async def review(
-        self, protection_id: UUID, staff_id: str, review_on: date, now: datetime
+    # ------------------------------------------------------------------ reviews
+
+    async def propose_review(
+        self, protection_id: UUID, found: ProposedReview, now: datetime
     ) -> None:
-        """Record a later review date."""
+        """Record that somebody wants a later review date."""
         await self._connection.execute(
             """
-            INSERT INTO retention_protection_review (protection_id, staff_id, review_on, done_at)
-            VALUES ($1, $2, $3, $4)
+            INSERT INTO retention_review (review_id, protection_id, review_on, reason, staff_id,
+                                          proposed_at)
+            VALUES ($1, $2, $3, $4, $5, $6)
             """,
+            found.review_id,
             protection_id,
-            staff_id,
-            review_on,
+            found.review_on,
+            found.reason,
+            found.staff_id,
             now,
         )
+        await self._chain(Item("review", found.review_id), now)
+
+    async def proposed_review(
+        self, protection_id: UUID, proposed_after: datetime
+    ) -> ProposedReview | None:
+        """Return the last proposal, if it is not too old and nobody has confirmed it."""
+        row = await self._connection.fetchrow(
+            """
+            SELECT r.*, c.review_id IS NOT NULL AS is_confirmed FROM retention_review r
+            LEFT JOIN retention_review_confirmation c USING (review_id)
+            WHERE r.protection_id = $1
+            ORDER BY r.proposed_at DESC, r.review_id DESC LIMIT 1
+            """,
+            protection_id,
+        )
+        if row is None or row["is_confirmed"] or row["proposed_at"] < proposed_after:
+            return None
+        return ProposedReview(
+            review_id=row["review_id"],
+            review_on=row["review_on"],
+            reason=row["reason"],
+            staff_id=row["staff_id"],
+        )
+
+    async def confirm_review(self, review_id: UUID, staff_id: str, now: datetime) -> None:
+        """Let a proposed date count; the database refuses the same person, and a step back."""
+        await self._connection.execute(
+            """
+            INSERT INTO retention_review_confirmation (review_id, staff_id, confirmed_at)
+            VALUES ($1, $2, $3)
+            """,
+            review_id,
+            staff_id,
+            now,
+        )
+        await self._chain(Item("review_confirmation", review_id), now)
+
+    async def reviews(self, protection_id: UUID) -> list[dict[str, object]]:
+        """Return what was proposed and confirmed about review dates, oldest first."""
+        rows = await self._connection.fetch(
+            """
+            SELECT r.review_on, r.reason, r.staff_id AS proposed_by, r.proposed_at,
+                   c.staff_id AS confirmed_by, c.confirmed_at
+            FROM retention_review r LEFT JOIN retention_review_confirmation c USING (review_id)
+            WHERE r.protection_id = $1 ORDER BY r.proposed_at, r.review_id
+            """,
+            protection_id,
+        )
+        return [dict(row) for row in rows]
+
+    async def _chain(self, item: Item, now: datetime) -> None:
+        await Evidence(self._connection).chain([item], now)
 
     # ------------------------------------------------------------------ names
 

@@ -14,6 +14,9 @@ from uuid import UUID
 PERSON_KINDS = ("ad_use", "ip_address", "traffic_data")
 """Kinds whose rows a visitor's id reaches; a consent proof names no visitor (ADR 0013)."""
 REVIEW_MAX = timedelta(days=366)
+"""No review date lies further ahead; an installation may want less (`Settings.review_max_days`)."""
+RESTRICTION_REVIEW_AFTER = timedelta(days=90)
+"""When a restriction is looked at again where nobody says another day."""
 _STAFF_ID = re.compile(r"staff-[1-9][0-9]{0,5}")
 _CASE_NUMBER = re.compile(r"[A-Z]{2,8}-20[0-9]{2}-[0-9]{1,5}")
 
@@ -29,6 +32,49 @@ class Ground(StrEnum):
     """Enforcing claims against violators (Rechtsverfolgung)."""
     SPECIAL_THREAT = "special_threat"
     """Addresses of a special threat, for as long as its assessment says (R-C3, R-D2)."""
+
+
+class ReviewReason(StrEnum):
+    """Why a hold or restriction goes on. Closed, so that nothing personal stands in it."""
+
+    PROCEEDINGS_PENDING = "proceedings_pending"
+    """Criminal or civil proceedings (Verfahren) go on."""
+    CLAIM_OPEN = "claim_open"
+    """The claim is neither settled nor lapsed."""
+    AUTHORITY_ASKED = "authority_asked"
+    """An authority or court (Behörde, Gericht) asked for it in writing."""
+    ACCURACY_DISPUTED = "accuracy_disputed"
+    """Art. 18(1)(a) GDPR: accuracy is still being verified."""
+    ERASURE_OPPOSED = "erasure_opposed"
+    """Art. 18(1)(b): unlawful, and the person wants it restricted, not erased."""
+    PERSON_NEEDS_IT = "person_needs_it"
+    """Art. 18(1)(c): the person needs it for legal claims."""
+    OBJECTION_PENDING = "objection_pending"
+    """Art. 18(1)(d): whose interests prevail is not decided yet."""
+
+
+class WaiverReason(StrEnum):
+    """Why an answer will never come. Closed, so that nothing personal stands in it."""
+
+    DECOMMISSIONED = "decommissioned"
+    """Service or system are no longer, and their data with them."""
+    HOLDER_SILENT = "holder_silent"
+    """The system outside does not answer, and was asked by other ways."""
+    DEAD_LETTER = "dead_letter"
+    """The order or its answer cannot be processed."""
+    ANSWERED_OTHERWISE = "answered_otherwise"
+    """Done, and told by another way than the topic."""
+
+
+REASONS_OF_RESTRICTIONS = frozenset(
+    {
+        ReviewReason.ACCURACY_DISPUTED,
+        ReviewReason.ERASURE_OPPOSED,
+        ReviewReason.PERSON_NEEDS_IT,
+        ReviewReason.OBJECTION_PENDING,
+    }
+)
+"""The others are reasons of holds."""
 
 
 class Step(StrEnum):
@@ -57,6 +103,14 @@ class Refusal(StrEnum):
     DAYS_REVERSED = "days_reversed"
     REVIEW_NOT_AHEAD = "review_not_ahead"
     REVIEW_TOO_FAR = "review_too_far"
+    REVIEW_NOT_LATER = "review_not_later"
+    REVIEW_DIFFERS = "review_differs"
+    NOTHING_PROPOSED = "nothing_proposed"
+    REASON_UNFIT = "reason_unfit"
+    DAYS_PAST_REVIEW = "days_past_review"
+    NOT_EXPECTED = "not_expected"
+    ANSWERED_ALREADY = "answered_already"
+    NOT_OVERDUE = "not_overdue"
     CASE_DIFFERS = "case_differs"
     NOT_ASSESSED = "not_assessed"
     """No assessment of a special threat in force names the case."""
@@ -78,6 +132,16 @@ class Scope:
     from_day: date | None
     before_day: date
     names_visitors: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProposedReview:
+    """A later review date that somebody has proposed and nobody has confirmed."""
+
+    review_id: UUID
+    review_on: date
+    reason: str
+    staff_id: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,11 +208,49 @@ def refuse_threat(
     return None if case_number in cases else Refusal.NOT_ASSESSED
 
 
-def refuse_review(review_on: date, today: date) -> Refusal | None:
+def refuse_review(
+    review_on: date, today: date, review_max: timedelta = REVIEW_MAX
+) -> Refusal | None:
     """Say what is wrong with a review date (Berlin): ahead, and within a year."""
     if review_on <= today:
         return Refusal.REVIEW_NOT_AHEAD
-    return Refusal.REVIEW_TOO_FAR if review_on - today > REVIEW_MAX else None
+    return Refusal.REVIEW_TOO_FAR if review_on - today > review_max else None
+
+
+def refuse_reach(scope: Scope, review_on: date) -> Refusal | None:
+    """Say whether days are covered that come after the review: nobody has looked at those yet."""
+    last_day = scope.before_day - timedelta(days=1)
+    return Refusal.DAYS_PAST_REVIEW if last_day > review_on else None
+
+
+def refuse_later_review(
+    found: Protection | None,
+    review_on: date,
+    reason: str,
+    today: date,
+    review_max: timedelta = REVIEW_MAX,
+) -> Refusal | None:
+    """Say why a hold or restriction may not get a later review date for a reason."""
+    if found is None:
+        return Refusal.NOT_FOUND
+    if not found.is_in_force:
+        return Refusal.OUT_OF_TURN
+    if (reason in REASONS_OF_RESTRICTIONS) == found.is_hold:
+        return Refusal.REASON_UNFIT
+    if found.review_on is not None and review_on <= found.review_on:
+        return Refusal.REVIEW_NOT_LATER
+    return refuse_review(review_on, today, review_max)
+
+
+def refuse_confirmation(
+    proposed: ProposedReview | None, review_on: date, staff_id: str
+) -> Refusal | None:
+    """Say why a person may not confirm a proposed review date, as they believe it to be."""
+    if proposed is None:
+        return Refusal.NOTHING_PROPOSED
+    if proposed.staff_id == staff_id:
+        return Refusal.SAME_PERSON
+    return None if proposed.review_on == review_on else Refusal.REVIEW_DIFFERS
 
 
 _BEFORE: Mapping[Step, tuple[frozenset[Step], frozenset[Step]]] = {

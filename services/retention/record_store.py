@@ -173,8 +173,13 @@ class RecordStore:
         )
 
     async def drop(self, before: date) -> int:
-        """Drop deleted records of before a day whose orders have gone; return how many."""
-        found: int = await self._connection.fetchval("SELECT retention_record_drop($1)", before)
+        """Drop deleted records of before a day whose orders have gone; return how many.
+
+        No more than the rule allows by the database's clock.
+        """
+        found: int = await self._connection.fetchval(
+            "SELECT retention_record_drop(least($1, retention_evidence_before(now())))", before
+        )
         return found
 
     async def unordered(self, as_of: datetime, repeat_before: datetime) -> list[UUID]:

@@ -21,6 +21,8 @@ class Settings(ServiceSettings):
     order_overdue_after_s: float = Field(default=900.0, gt=0)
     """Silence for longer than this is an alarm (D3)."""
     order_watch_interval_s: float = Field(default=15.0, gt=0)
+    review_max_days: int = Field(default=366, ge=1, le=366)
+    """No review date of a hold or restriction lies further ahead; the database has 366 too."""
     topic_age_interval_s: float = Field(default=60.0, gt=0)
     receipt_public_keys: SecretStr
     """JSON, who may sign receipts: `services/privacy/receipts.py`. Replaced like a secret."""

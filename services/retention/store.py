@@ -9,7 +9,7 @@ import asyncpg
 
 from services.chassis import db
 from services.retention import protection_store, record_store
-from services.retention.domain import Count, Order, Receipt, Standing, Sweep
+from services.retention.domain import Count, Order, Receipt, Standing, Sweep, Waiver
 from services.retention.evidence import Evidence, Item
 from services.retention.protection_store import ProtectionStore
 from services.retention.record_store import RecordStore
@@ -19,13 +19,16 @@ _EVIDENCE_LOCK = 7_411_101
 INVARIANTS = {
     **protection_store.INVARIANTS,
     **record_store.INVARIANTS,
-    # orders whose completion is written, but somebody expected has not answered
+    # orders whose completion is written, but somebody expected has neither answered nor been waived
     "d3_complete_only_with_all_receipts": """
         SELECT count(*) FROM retention_completion c JOIN retention_order o USING (order_id)
         WHERE EXISTS (
             SELECT FROM unnest(o.expected) AS wanted (name)
             WHERE NOT EXISTS (SELECT FROM retention_receipt r
                               WHERE r.order_id = o.order_id AND r.service = wanted.name)
+              AND NOT EXISTS (SELECT FROM retention_waiver w
+                              JOIN retention_waiver_confirmation USING (waiver_id)
+                              WHERE w.order_id = o.order_id AND w.holder = wanted.name)
         )
     """,
     "d3_complete_with_all_receipts": """
@@ -35,7 +38,14 @@ INVARIANTS = {
             SELECT FROM unnest(o.expected) AS wanted (name)
             WHERE NOT EXISTS (SELECT FROM retention_receipt r
                               WHERE r.order_id = o.order_id AND r.service = wanted.name)
+              AND NOT EXISTS (SELECT FROM retention_waiver w
+                              JOIN retention_waiver_confirmation USING (waiver_id)
+                              WHERE w.order_id = o.order_id AND w.holder = wanted.name)
           )
+    """,
+    "d3_two_persons_waive": """
+        SELECT count(*) FROM retention_waiver a JOIN retention_waiver_confirmation b
+            USING (waiver_id, staff_id)
     """,
     "d3_no_order_overdue": """
         SELECT count(*) FROM retention_order o
@@ -61,6 +71,15 @@ class Age:
     partition: int
     oldest_at: datetime | None
     age_max: timedelta
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProposedWaiver:
+    """What one person has said about an answer that will not come."""
+
+    waiver_id: UUID
+    reason: str
+    staff_id: str
 
 
 class Store:
@@ -133,7 +152,7 @@ class Store:
             list(order.expected),
             order.action,
         )
-        await self.evidence.chain([Item("order", order.order_id)])
+        await self.evidence.chain([Item("order", order.order_id)], order.issued_at)
 
     async def link(self, sweep_id: UUID, order_id: UUID, *, is_new: bool) -> None:
         """Record that a sweep made an order, or found it made."""
@@ -185,11 +204,24 @@ class Store:
             "SELECT * FROM retention_receipt WHERE order_id = ANY($1) ORDER BY service", ids
         ):
             receipts.setdefault(row["order_id"], []).append(_receipt(row))
+        waived: dict[UUID, list[Waiver]] = {}
+        for row in await self._connection.fetch(
+            """
+            SELECT w.order_id, w.holder, w.reason, w.staff_id AS proposed_by,
+                   c.staff_id AS confirmed_by, c.confirmed_at
+            FROM retention_waiver w JOIN retention_waiver_confirmation c USING (waiver_id)
+            WHERE w.order_id = ANY($1) ORDER BY w.holder
+            """,
+            ids,
+        ):
+            found = dict(row)
+            waived.setdefault(found.pop("order_id"), []).append(Waiver(**found))
         return {
             row["order_id"]: Standing(
                 order=_order(row),
                 receipts=tuple(receipts.get(row["order_id"], ())),
                 completed_at=row["completed_at"],
+                waived=tuple(waived.get(row["order_id"], ())),
             )
             for row in orders
         }
@@ -239,6 +271,58 @@ class Store:
         )
         return found
 
+    async def person_orders_of_kind(self, kind: str, until: datetime) -> dict[str, int]:
+        """Return how many orders about persons touched a kind before an instant, by action."""
+        rows = await self._connection.fetch(
+            """
+            SELECT o.action, count(*) AS n
+            FROM retention_person_order p JOIN retention_order o USING (order_id)
+            WHERE $1 = ANY(p.kinds) AND o.issued_at < $2 GROUP BY o.action ORDER BY o.action
+            """,
+            kind,
+            until,
+        )
+        return {row["action"]: row["n"] for row in rows}
+
+    async def person_order(self, order_id: UUID) -> dict[str, object] | None:
+        """Return what an order about persons is, without them; who confirmed a hold or its end."""
+        row = await self._connection.fetchrow(
+            """
+            SELECT p.kinds, p.from_day, p.n_visitors, p.case_number, p.protection_id,
+                   coalesce(s.staff_id, p.staff_id) AS ordered_by,
+                   CASE WHEN s.staff_id IS NOT NULL THEN p.staff_id END AS confirmed_by,
+                   p.schedule_version,
+                   (SELECT gone_at FROM retention_names_gone g WHERE g.order_id = p.order_id)
+                       AS names_gone_at
+            FROM retention_person_order p JOIN retention_order o USING (order_id)
+            LEFT JOIN retention_protection_step s ON s.protection_id = p.protection_id
+                AND (o.action, s.step) IN (('hold', 'proposed'), ('release', 'release_proposed'))
+            WHERE p.order_id = $1
+            """,
+            order_id,
+        )
+        return None if row is None else dict(row)
+
+    async def sent_again_at(self, order_id: UUID) -> list[datetime]:
+        """Return when an order was sent once more."""
+        rows = await self._connection.fetch(
+            "SELECT sent_at FROM retention_reissue WHERE order_id = $1 ORDER BY 1", order_id
+        )
+        return [row["sent_at"] for row in rows]
+
+    async def open_waivers(self, order_id: UUID) -> list[dict[str, object]]:
+        """Return waivers that were proposed and that nobody has confirmed."""
+        rows = await self._connection.fetch(
+            """
+            SELECT holder, reason, staff_id AS proposed_by, proposed_at FROM retention_waiver w
+            WHERE order_id = $1 AND NOT EXISTS (SELECT FROM retention_waiver_confirmation c
+                                                WHERE c.waiver_id = w.waiver_id)
+            ORDER BY proposed_at
+            """,
+            order_id,
+        )
+        return [dict(row) for row in rows]
+
     async def orders_of_protection(self, protection_id: UUID) -> list[UUID]:
         """Return the orders about a hold or restriction, oldest first."""
         rows = await self._connection.fetch(
@@ -280,7 +364,7 @@ class Store:
             ],
         )
         items = [Item("receipt", receipt.order_id, receipt.service) for receipt in receipts]
-        await self.evidence.chain(items)
+        await self.evidence.chain(items, received_at)
 
     async def save_completions(self, order_ids: Sequence[UUID], completed_at: datetime) -> None:
         """Record that all expected answers are there."""
@@ -288,6 +372,63 @@ class Store:
             "INSERT INTO retention_completion (order_id, completed_at) VALUES ($1, $2)",
             [(order_id, completed_at) for order_id in order_ids],
         )
+
+    # ------------------------------------------------------------------ waivers
+
+    async def propose_waiver(
+        self, order_id: UUID, proposed: ProposedWaiver, holder: str, now: datetime
+    ) -> None:
+        """Record that somebody wants to wait no longer for an answer."""
+        await self._connection.execute(
+            """
+            INSERT INTO retention_waiver (waiver_id, order_id, holder, reason, staff_id,
+                                          proposed_at)
+            VALUES ($1, $2, $3, $4, $5, $6)
+            """,
+            proposed.waiver_id,
+            order_id,
+            holder,
+            proposed.reason,
+            proposed.staff_id,
+            now,
+        )
+        await self.evidence.chain([Item("waiver", proposed.waiver_id)], now)
+
+    async def proposed_waiver(
+        self, order_id: UUID, holder: str, proposed_after: datetime
+    ) -> ProposedWaiver | None:
+        """Return the last proposal about an answer that is not waived, if it is not too old."""
+        row = await self._connection.fetchrow(
+            """
+            SELECT waiver_id, reason, staff_id FROM retention_waiver
+            WHERE order_id = $1 AND holder = $2 AND proposed_at >= $3
+            ORDER BY proposed_at DESC, waiver_id DESC LIMIT 1
+            """,
+            order_id,
+            holder,
+            proposed_after,
+        )
+        return None if row is None else ProposedWaiver(**row)
+
+    async def confirm_waiver(self, waiver_id: UUID, staff_id: str, now: datetime) -> None:
+        """Let a waiver count; the database refuses the same person, and an answer that is there."""
+        await self._connection.execute(
+            """
+            INSERT INTO retention_waiver_confirmation (waiver_id, staff_id, confirmed_at)
+            VALUES ($1, $2, $3)
+            """,
+            waiver_id,
+            staff_id,
+            now,
+        )
+        await self.evidence.chain([Item("waiver_confirmation", waiver_id)], now)
+
+    async def count_waived(self) -> int:
+        """Return how many answers are waived, of all orders whose evidence is there."""
+        found: int = await self._connection.fetchval(
+            "SELECT count(*) FROM retention_waiver_confirmation"
+        )
+        return found
 
     # ------------------------------------------------------------------ topics
 

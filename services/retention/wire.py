@@ -13,10 +13,10 @@ from services.retention.evidence import Report
 def describe(standing: Standing) -> dict[str, Any]:
     """Return an order with its receipts, as JSON data."""
     order = standing.order
-    answered = {receipt.service for receipt in standing.receipts}
     return {
         "order_id": str(order.order_id),
         "kind": order.kind,
+        "action": order.action,
         "requirement": order.requirement,
         "before_day": order.before_day.isoformat(),
         "attempt": order.attempt,
@@ -24,7 +24,17 @@ def describe(standing: Standing) -> dict[str, Any]:
         "issued_at": order.issued_at.isoformat(),
         "is_complete": standing.completed_at is not None,
         "completed_at": standing.completed_at and standing.completed_at.isoformat(),
-        "silent": list(domain.silent(order, answered)),
+        "silent": list(domain.silent(order, standing.settled)),
+        "waived": [
+            {
+                "holder": waived.holder,
+                "reason": waived.reason,
+                "proposed_by": waived.proposed_by,
+                "confirmed_by": waived.confirmed_by,
+                "confirmed_at": waived.confirmed_at.isoformat(),
+            }
+            for waived in standing.waived
+        ],
         "receipts": [
             {
                 "service": receipt.service,
@@ -73,10 +83,12 @@ def as_table(sweep: Sweep) -> str:
         order = standing.order
         head = order.kind, order.requirement, order.before_day.isoformat()
         answered = {receipt.service: receipt for receipt in standing.receipts}
+        waived = {one.holder for one in standing.waived}
         for service in order.expected:
             receipt = answered.get(service)
             if receipt is None:
-                rows.append((*head, service, "no answer yet", *[""] * 5))
+                word = "waived" if service in waived else "no answer yet"
+                rows.append((*head, service, word, *[""] * 5))
                 continue
             rows.extend((*head, service, *map(str, astuple(count))) for count in receipt.counts)
             if not receipt.counts:

@@ -1,21 +1,27 @@
 """The chain of evidence on real PostgreSQL, attacked as its owner (R-D9, R-D10, D4)."""
 
+import asyncio
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 import asyncpg
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from schemas import topics
 from schemas.retention import RetentionOrderV1, RetentionReceiptV1, TableCount
 from services.chassis import db
+from services.chassis.clock import SystemClock
 from services.chassis.errors import Poison
-from services.privacy import chain
+from services.privacy import calendar, chain
 from services.privacy.chain import Fault, SigningKeys, VerifyKeys
 from services.privacy.receipts import Signatories
 from services.retention.evidence import CHAIN, Report
 from services.retention.handlers import on_receipts, unless_forged
 from services.retention.person_orders import Author, PersonOrders
+from services.retention.protections import Scope
 from services.retention.schedule import load
 from services.retention.settings import DEFAULT_SCHEDULE
 from services.retention.store import Store
@@ -26,11 +32,15 @@ from tests.support.stack import World
 WORLD_SERVICES = ("retention",)
 KEYS = SigningKeys({"k1": "11" * 32})
 PUBLIC = VerifyKeys(KEYS.public())
+SCHEDULE = load(DEFAULT_SCHEDULE)
+REAL_CLOCK = SystemClock()
+"""The database's too: its rule goes by no clock of a test."""
 ANNA = Author(staff_id="staff-1", case_number="AUSK-2026-1")
 TABLES = (
     "retention_chain_salt retention_chain retention_anchor retention_refusal retention_names_gone "
     "retention_person_order retention_completion retention_receipt retention_sweep_order "
-    "retention_sweep retention_record_order retention_order outbox"
+    "retention_sweep retention_record_order retention_order outbox retention_review_confirmation "
+    "retention_review retention_protection_review retention_protection_step retention_protection"
 )
 
 
@@ -55,7 +65,7 @@ async def as_owner(world: World, *statements: str) -> None:
 async def erase(bench: Bench[Store], n: int = 1) -> list[RetentionOrderV1]:
     """Order erasures; two links each."""
     async with bench.transaction() as ctx:
-        orders = PersonOrders(ctx, load(DEFAULT_SCHEDULE), timedelta(minutes=15))
+        orders = PersonOrders(ctx, SCHEDULE, timedelta(minutes=15))
         for _ in range(n):
             await orders.erase(ANNA, [new_visitor_id()])
         return bench.enqueued(ctx, topics.RETENTION_ORDER, RetentionOrderV1)
@@ -88,7 +98,7 @@ async def anchored(bench: Bench[Store]) -> None:
 
 async def verified(bench: Bench[Store]) -> Report:
     async with bench.transaction() as ctx:
-        return await ctx.store.evidence.verify(PUBLIC)
+        return await ctx.store.evidence.verify(PUBLIC, SCHEDULE.evidence_before(REAL_CLOCK.now()))
 
 
 async def faults(bench: Bench[Store]) -> set[tuple[int, Fault]]:
@@ -106,10 +116,14 @@ async def test_orders_receipts_and_refusals_are_chained_and_intact(bench: Bench[
     await anchored(bench)
     report = await verified(bench)
     assert report.findings == []
-    assert (report.n_links, report.n_contents, report.n_anchors) == (6, 6, 1)
+    assert (report.n_links, report.n_contents, report.n_anchors) == (7, 6, 1)
     assert "intact" in as_text(report)
     rows = await bench.fetch("SELECT what FROM retention_chain ORDER BY seq")
-    assert [row["what"] for row in rows] == ["order", "person_order", *["receipt"] * 3, "refusal"]
+    assert [row["what"] for row in rows] == [
+        *("year", "order", "person_order"),
+        *["receipt"] * 3,
+        "refusal",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -117,25 +131,25 @@ async def test_orders_receipts_and_refusals_are_chained_and_intact(bench: Bench[
     [
         (
             ["UPDATE retention_receipt SET counts = '[]' WHERE service = 'consent'"],
-            {(5, Fault.CONTENT_CHANGED)},
+            {(6, Fault.CONTENT_CHANGED)},
         ),
         (
             ["DELETE FROM retention_completion", "DELETE FROM retention_receipt"],
-            {(3, Fault.CONTENT_CHANGED), (4, Fault.CONTENT_CHANGED), (5, Fault.CONTENT_CHANGED)},
+            {(4, Fault.CONTENT_CHANGED), (5, Fault.CONTENT_CHANGED), (6, Fault.CONTENT_CHANGED)},
         ),
         (
-            ["DELETE FROM retention_chain_salt WHERE seq = 3",
-             "DELETE FROM retention_chain WHERE seq = 3"],
-            {(4, Fault.MISSING)},
+            ["DELETE FROM retention_chain_salt WHERE seq = 4",
+             "DELETE FROM retention_chain WHERE seq = 4"],
+            {(5, Fault.MISSING)},
         ),
         (
-            ["UPDATE retention_chain SET commitment = sha256('x') WHERE seq = 2"],
-            {(2, Fault.CHANGED), (2, Fault.CONTENT_CHANGED)},
+            ["UPDATE retention_chain SET commitment = sha256('x') WHERE seq = 3"],
+            {(3, Fault.CHANGED), (3, Fault.CONTENT_CHANGED)},
         ),
         (
-            ["DELETE FROM retention_chain_salt WHERE seq > 2",
-             "DELETE FROM retention_chain WHERE seq > 2"],
-            {(5, Fault.CUT)},
+            ["DELETE FROM retention_chain_salt WHERE seq > 3",
+             "DELETE FROM retention_chain WHERE seq > 3"],
+            {(6, Fault.CUT)},
         ),
         (
             ["""UPDATE retention_anchor
@@ -144,10 +158,22 @@ async def test_orders_receipts_and_refusals_are_chained_and_intact(bench: Bench[
         ),
         (
             ["UPDATE retention_person_order SET staff_id = 'staff-9'"],
-            {(2, Fault.CONTENT_CHANGED)},
+            {(3, Fault.CONTENT_CHANGED)},
+        ),
+        (
+            ["DELETE FROM retention_chain_salt WHERE seq = 6",
+             "DELETE FROM retention_receipt WHERE service = 'consent'"],
+            {(6, Fault.GONE_EARLY)},
+        ),
+        (
+            ["""UPDATE retention_chain SET what = 'year', ref = lpad('834', 32, '0')::uuid
+                WHERE seq = 4""",
+             "DELETE FROM retention_chain_salt WHERE seq > 3"],
+            {(4, Fault.CONTENT_CHANGED), (5, Fault.GONE_EARLY), (6, Fault.GONE_EARLY)},
         ),
     ],
-    ids=["edited", "content removed", "dropped", "link edited", "cut", "anchor moved", "author"],
+    ids=["edited", "content removed", "dropped", "link edited", "cut", "anchor moved", "author",
+         "gone early", "year forged"],
 )  # fmt: skip
 async def test_a_forgery_is_found_and_said_where(
     world: World, bench: Bench[Store], statements: list[str], found: set[tuple[int, Fault]]
@@ -176,19 +202,93 @@ async def test_the_service_itself_cannot_change_evidence(bench: Bench[Store]) ->
 
 
 async def test_what_is_due_goes_and_the_chain_still_verifies(bench: Bench[Store]) -> None:
-    """R-D10, K1: after three calendar years; what is open, or a hold rests on, stays."""
-    first, second = await erase(bench, 2)
+    """R-D10, K1: after three calendar years; what is open, or a hold rests on, stays.
+
+    An order of New Year's Eve that was answered in the new year is evidence of the new year.
+    """
+    now, before = bench.now, SCHEDULE.evidence_before(REAL_CLOCK.now())
+    midnight = calendar.midnight_in_berlin(before)
+    bench.now = midnight - timedelta(microseconds=2)
+    first, second, third = await erase(bench, 3)
     await answered(bench, first)
+    bench.now = midnight
+    await answered(bench, third)
+    bench.now = now
+    await erase(bench)
     await anchored(bench)
-    later = bench.now.date() + timedelta(days=1)
     async with bench.transaction() as ctx:
-        assert await ctx.store.evidence.drop(later) == 1
+        assert await ctx.store.evidence.drop(before) == 1
     report = await verified(bench)
     assert report.findings == []
-    assert (report.n_links, report.n_contents) == (7, 2)
+    # three links that say a year; five of the first order have gone
+    assert (report.n_links, report.n_contents) == (17, 9)
     rows = await bench.fetch("SELECT order_id FROM retention_order")
-    assert [row["order_id"] for row in rows] == [second.order_id]
-    assert not await bench.fetch("SELECT FROM retention_receipt")
+    assert {second.order_id, third.order_id} < {row["order_id"] for row in rows}
+    assert first.order_id not in {row["order_id"] for row in rows}
+    assert not await bench.fetch(
+        "SELECT FROM retention_receipt WHERE order_id = $1", first.order_id
+    )
+
+
+@pytest.mark.parametrize("function", ["retention_evidence_drop", "retention_record_drop"])
+async def test_evidence_cannot_go_before_its_time(bench: Bench[Store], function: str) -> None:
+    """R-D10, R-C5: the service itself is refused, whatever date it gives; a sweep ahead drops none.
+
+    What stands there is too young by a microsecond.
+    """
+    before = SCHEDULE.evidence_before(REAL_CLOCK.now())
+    bench.now = calendar.midnight_in_berlin(before)
+    (order,) = await erase(bench)
+    await answered(bench, order)
+    for day in (before + calendar.DAY, bench.now.date() + timedelta(days=9_999), None):
+        with pytest.raises(asyncpg.CheckViolationError, match="may not go"):
+            await bench.fetch(f"SELECT {function}($1)", day)
+    async with bench.transaction() as ctx:
+        assert await ctx.store.evidence.drop(before + timedelta(days=9_999)) == 0
+    report = await verified(bench)
+    assert (report.findings, report.n_contents) == ([], 5)
+
+
+async def test_a_year_cannot_be_said_again(bench: Bench[Store]) -> None:
+    """R-D10: the service may append: not a year that would let what follows go in peace."""
+    await erase(bench)
+    async with bench.transaction() as ctx:
+        await ctx.store.evidence._begin_year(bench.now.year + 1)
+        head = await ctx.store.evidence.head()
+        assert head is not None
+        text = chain.canonical({"year": 2000})
+        (entry,) = chain.append(head, [chain.commitment(bytes(chain.SALT_BYTES), text)])
+        await bench.fetch(
+            "INSERT INTO retention_chain VALUES ($1, 'year', $2, NULL, $3, $4)",
+            *(entry.seq, UUID(int=2000), entry.commitment, entry.hash),
+        )
+    assert await faults(bench) == {(entry.seq, Fault.CONTENT_CHANGED)}
+
+
+async def test_the_database_counts_as_the_schedule_does(bench: Bench[Store]) -> None:
+    """R-D10, R-D9: years and midnights of Berlin, on any instant."""
+
+    async def ask(sql: str, value: object) -> object:
+        return (await bench.fetch(sql, value))[0][0]
+
+    loop = asyncio.get_running_loop()
+
+    @settings(max_examples=150, deadline=None)
+    @given(st.integers(1_640_995_200, 3_786_912_000).map(lambda s: datetime.fromtimestamp(s, UTC)))
+    @example(datetime(2026, 12, 31, 23, 0, tzinfo=UTC))
+    @example(datetime(2026, 12, 31, 22, 59, 59, 999999, tzinfo=UTC))
+    def holds(instant: datetime) -> None:
+        def asked(sql: str, value: object) -> object:
+            return asyncio.run_coroutine_threadsafe(ask(sql, value), loop).result(20)
+
+        before = asked("SELECT retention_evidence_before($1)", instant)
+        assert before == SCHEDULE.evidence_before(instant)
+        day = min(instant.date(), SCHEDULE.evidence_before(REAL_CLOCK.now()))
+        day -= timedelta(days=instant.day)
+        cut = asked("SELECT retention_evidence_cut($1)", day)
+        assert cut == calendar.midnight_in_berlin(day)
+
+    await asyncio.to_thread(holds)
 
 
 async def test_a_receipt_of_nobody_is_poison_and_changes_nothing(bench: Bench[Store]) -> None:
@@ -202,3 +302,99 @@ async def test_a_receipt_of_nobody_is_poison_and_changes_nothing(bench: Bench[St
         async with bench.transaction() as ctx:
             await handle(ctx, [received(topics.RETENTION_RECEIPT, receipt, bench.now)])
     assert not await bench.fetch("SELECT FROM retention_receipt")
+
+
+async def held(bench: Bench[Store], visitor_id: UUID, *, review: bool = False) -> UUID:
+    """Place a hold by two persons; with a review by two more."""
+    async with bench.transaction() as ctx:
+        orders = PersonOrders(ctx, SCHEDULE, timedelta(minutes=15))
+        today = calendar.berlin_date(bench.now)
+        hold = await orders.propose_hold(
+            ANNA,
+            ground="prosecution",
+            scope=Scope(kinds=("ad_use",), from_day=None, before_day=today, names_visitors=True),
+            review_on=today + timedelta(days=30),
+            visitor_ids=[visitor_id],
+        )
+        await orders.place_hold("staff-2", hold)
+        if review:
+            day = today + timedelta(days=60)
+            await orders.propose_review("staff-3", hold, day, "claim_open")
+            await orders.confirm_review("staff-4", hold, day)
+        sent = bench.enqueued(ctx, topics.RETENTION_ORDER, RetentionOrderV1)
+    for order in sent:
+        await answered(bench, order)
+    return hold
+
+
+async def proposed_and_withdrawn(bench: Bench[Store]) -> UUID:
+    async with bench.transaction() as ctx:
+        orders = PersonOrders(ctx, SCHEDULE, timedelta(minutes=15))
+        today = calendar.berlin_date(bench.now)
+        hold = await orders.propose_hold(
+            ANNA,
+            ground="prosecution",
+            scope=Scope(kinds=("ad_use",), from_day=None, before_day=today, names_visitors=False),
+            review_on=today + timedelta(days=30),
+            visitor_ids=(),
+        )
+        await orders.withdraw_hold("staff-2", hold)
+    return hold
+
+
+async def released(bench: Bench[Store], hold: UUID) -> None:
+    async with bench.transaction() as ctx:
+        orders = PersonOrders(ctx, SCHEDULE, timedelta(minutes=15))
+        await orders.propose_release("staff-1", hold)
+        await orders.release_hold("staff-2", hold)
+        sent = bench.enqueued(ctx, topics.RETENTION_ORDER, RetentionOrderV1)
+    for order in sent:
+        await answered(bench, order)
+
+
+@pytest.mark.parametrize(
+    "forgery",
+    [
+        "UPDATE retention_protection SET ground = 'criminal_complaint'",
+        "UPDATE retention_protection_step SET staff_id = 'staff-9' WHERE step = 'proposed'",
+        "DELETE FROM retention_protection_step WHERE step = 'placed'",
+        "UPDATE retention_review SET review_on = review_on + 99",
+        "UPDATE retention_review_confirmation SET staff_id = 'staff-9'",
+        "DELETE FROM retention_review_confirmation",
+    ],
+)
+async def test_what_was_done_about_a_hold_cannot_be_forged(
+    world: World, bench: Bench[Store], forgery: str
+) -> None:
+    """R-D3, R-D9: who proposed, placed, reviewed, and until when."""
+    await held(bench, new_visitor_id(), review=True)
+    assert await faults(bench) == set()
+    await as_owner(world, forgery)
+    found = await faults(bench)
+    assert len(found) == 1
+    assert {fault for _, fault in found} == {Fault.CONTENT_CHANGED}
+
+
+async def test_the_evidence_of_a_hold_goes_three_years_after_its_end(bench: Bench[Store]) -> None:
+    """R-D3, R-D10: not while it is in force, nor while its release is young."""
+    now, before = bench.now, SCHEDULE.evidence_before(REAL_CLOCK.now())
+    midnight = calendar.midnight_in_berlin(before)
+    bench.now = midnight - timedelta(days=80)
+    over, late, lasting = [await held(bench, new_visitor_id(), review=n == 0) for n in range(3)]
+    bench.now = midnight - timedelta(seconds=1)
+    await released(bench, over)
+    bench.now = midnight
+    await released(bench, late)
+    given_up = await proposed_and_withdrawn(bench)
+    bench.now = now
+    await erase(bench)
+    async with bench.transaction() as ctx:
+        await ctx.store.evidence.drop(before)
+    rows = await bench.fetch("SELECT protection_id FROM retention_protection")
+    assert {row["protection_id"] for row in rows} == {late, lasting, given_up}
+    assert (await verified(bench)).findings == []
+    assert not await bench.fetch(
+        "SELECT FROM retention_person_order WHERE protection_id = $1", over
+    )
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await bench.fetch("SELECT retention_protection_drop(now())")

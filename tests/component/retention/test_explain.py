@@ -4,6 +4,7 @@ import json
 from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -282,6 +283,71 @@ async def test_a_hold_is_explained_with_its_case_its_steps_and_its_orders(
     assert [rule["requirement"] for rule in found["rules"]] == ["R-D5", "R-D5"]
     (order,) = found["orders"]
     assert order["silent"] == list(topics.RETENTION_ORDER.consumers)
+
+
+async def test_an_order_about_persons_is_explained_without_them(
+    bench: Bench[Store], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """R-D9, D3, D4: what was ordered by whom, who has answered what, who is waived."""
+    names = [uuid4() for _ in range(3)]
+    silent, *others = topics.RETENTION_ORDER.consumers
+    async with bench.transaction() as ctx:
+        orders = PersonOrders(ctx, SCHEDULE, timedelta(minutes=15))
+        author = Author(staff_id="staff-1", case_number="AUSK-2026-9")
+        (order_id,) = await orders.erase(author, names)
+        (order,) = bench.enqueued(ctx, topics.RETENTION_ORDER, RetentionOrderV1)
+    await answer(bench, order, *others)
+    bench.now += timedelta(minutes=16)
+    told_now: dict[str, Any] = {}
+    for staff_id, reason in (("staff-2", "dead_letter"), ("staff-3", None)):
+        async with bench.transaction() as ctx:
+            orders = PersonOrders(ctx, SCHEDULE, timedelta(minutes=15))
+            await orders.waive(staff_id, order_id, silent, reason)
+        told_now = await told(bench, capsys, order_id)
+        assert told_now["order"]["is_complete"] is (reason is None)
+        assert len(told_now["order"]["waivers_proposed"]) == (reason is not None)
+    found = told_now["order"]
+    assert (found["action"], found["case_number"]) == ("erase", "AUSK-2026-9")
+    assert (found["ordered_by"], found["confirmed_by"]) == ("staff-1", None)
+    assert (found["n_visitors"], found["kinds"]) == (3, ["ad_use", "ip_address", "traffic_data"])
+    assert found["schedule_version_when_made"] == SCHEDULE.version
+    assert found["expected"] == list(topics.RETENTION_ORDER.consumers)
+    (waived,) = found["waived"]
+    assert (waived["holder"], waived["reason"]) == (silent, "dead_letter")
+    assert (waived["proposed_by"], waived["confirmed_by"]) == ("staff-2", "staff-3")
+    assert {receipt["service"] for receipt in found["receipts"]} == set(others)
+    assert found["receipts"][0]["counts"][0]["n_rows"] == 7
+    assert found["completed_at"] == bench.now.isoformat()
+    assert not any(str(name) in json.dumps(told_now) for name in names)
+    before = (await told(bench, capsys, "traffic_data"))["orders_about_persons"]["erase"]
+    assert before >= 1
+
+
+async def test_a_hold_s_order_tells_who_proposed_and_who_confirmed(
+    bench: Bench[Store], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """R-D3, R-D9: of its beginning and of its end."""
+    today = bench.now.date()
+    scope = Scope(kinds=("ad_use",), from_day=None, before_day=today, names_visitors=False)
+    async with bench.transaction() as ctx:
+        orders = PersonOrders(ctx, SCHEDULE, timedelta(minutes=15))
+        hold_id = await orders.propose_hold(
+            Author(staff_id="staff-1", case_number="STRAF-2026-9"),
+            ground="prosecution",
+            scope=scope,
+            review_on=today + timedelta(days=90),
+            visitor_ids=(),
+        )
+        (placed,) = await orders.place_hold("staff-2", hold_id)
+        await orders.propose_release("staff-3", hold_id)
+        released = await orders.release_hold("staff-4", hold_id)
+    for order_id, ordered, confirmed in (
+        (placed, "staff-1", "staff-2"),
+        (released, "staff-3", "staff-4"),
+    ):
+        found = (await told(bench, capsys, order_id))["order"]
+        assert (found["ordered_by"], found["confirmed_by"]) == (ordered, confirmed)
+        assert found["protection_id"] == str(hold_id)
 
 
 async def test_lines_say_the_same_as_json(

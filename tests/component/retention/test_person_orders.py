@@ -11,6 +11,7 @@ import pytest
 from schemas import topics
 from schemas.retention import (
     VISITORS_MAX,
+    DataKind,
     RetentionAction,
     RetentionOrderV1,
     RetentionReceiptV1,
@@ -20,15 +21,17 @@ from services.retention.handlers import on_receipts
 from services.retention.person_orders import (
     NAMES_LIFE,
     PROPOSAL_LIFE,
+    SEND_AGAIN_AFTER,
     Author,
     PersonOrders,
     RefusedError,
 )
 from services.retention.protection_store import ProtectionStore
-from services.retention.protections import Refusal, Scope
+from services.retention.protections import REVIEW_MAX, Refusal, Scope
 from services.retention.schedule import ThreatAssessment, ThreatLevel, load
 from services.retention.settings import DEFAULT_SCHEDULE
 from services.retention.store import INVARIANTS, Store
+from services.retention.wire import describe
 from tests.support.bench import IDS, Bench, new_visitor_id, open_bench, received
 from tests.support.stack import World
 
@@ -52,11 +55,12 @@ class Desk:
     def __init__(self, bench: Bench[Store]) -> None:
         self.bench = bench
         self.schedule = SCHEDULE
+        self.review_max = REVIEW_MAX
         self.sent: list[RetentionOrderV1] = []
 
     async def do(self, name: str, *arguments: object, **more: object):
         async with self.bench.transaction() as ctx:
-            orders = PersonOrders(ctx, self.schedule, QUARTER_HOUR)
+            orders = PersonOrders(ctx, self.schedule, QUARTER_HOUR, self.review_max)
             found = await getattr(orders, name)(*arguments, **more)
             self.sent = self.bench.enqueued(ctx, topics.RETENTION_ORDER, RetentionOrderV1)
         return found
@@ -174,10 +178,11 @@ async def test_a_hold_that_somebody_has_not_heard_of_is_ordered_anew_with_its_na
     (first,) = desk.sent
     desk.bench.now += NAMES_LIFE + timedelta(minutes=1)
     await desk.do("take_names_away")
-    ours = [order for order in desk.sent if order.protection_id == hold]
-    assert [order.order_id for order in ours if order.names_gone] == [first.order_id]
-    (again,) = [order for order in ours if not order.names_gone]
-    assert (again.visitor_ids, again.protection_id) == ((visitor_id,), hold)
+    (again,) = [order for order in desk.sent if order.protection_id == hold]
+    # the same order: who has answered it repeats the answer, and nobody owes two
+    assert again == first
+    await desk.do("take_names_away")
+    assert [order for order in desk.sent if order.protection_id == hold] == []
     # once all have answered, and once it is lifted, nobody needs to hear of it
     desk.sent = [again]
     await desk.answered()
@@ -185,8 +190,151 @@ async def test_a_hold_that_somebody_has_not_heard_of_is_ordered_anew_with_its_na
     desk.sent = []
     await desk.do("take_names_away")
     ours = [order for order in desk.sent if order.protection_id == hold]
-    assert [(order.order_id, order.names_gone) for order in ours] == [(again.order_id, True)]
+    assert [(order.order_id, order.names_gone) for order in ours] == [(first.order_id, True)]
     assert await desk.violations() == {}
+
+
+async def test_each_order_of_a_large_hold_names_the_same_persons_again(desk: Desk) -> None:
+    """D2, R-D3: nobody is left out where the names filled more than one order."""
+    hold = await desk.propose(*(new_visitor_id() for _ in range(VISITORS_MAX + 5)))
+    await desk.do("place_hold", BERT, hold)
+    first = {order.order_id: order.visitor_ids for order in desk.sent}
+    desk.bench.now += NAMES_LIFE + timedelta(minutes=1)
+    await desk.do("take_names_away")
+    again = {o.order_id: o.visitor_ids for o in desk.sent if o.protection_id == hold}
+    assert again == first
+    assert len(again) == 2
+
+
+async def settle(desk: Desk) -> None:
+    """Let all orders of earlier tests be answered, so that only what follows is open."""
+    standings = await Store(desk.bench.connection).open_orders()
+    for standing in standings:
+        receipts = [
+            RetentionReceiptV1(
+                order_id=standing.order.order_id,
+                service=name,
+                kind=DataKind(standing.order.kind),
+                counts=(),
+                done_at=desk.bench.now,
+            )
+            for name in standing.order.expected
+        ]
+        async with desk.bench.transaction() as ctx:
+            topic = topics.RETENTION_RECEIPT
+            await on_receipts(ctx, [received(topic, one, desk.bench.now) for one in receipts])
+
+
+async def test_an_open_order_is_sent_again_before_it_leaves_its_topic(desk: Desk) -> None:
+    """D3: the same order, each 20 days while somebody owes the answer, and no more often."""
+    await settle(desk)
+    assert timedelta(milliseconds=topics.RETENTION_ORDER.retention_ms) > SEND_AGAIN_AFTER
+    await desk.do("erase", ANNA, [new_visitor_id()])
+    (erasure,) = desk.sent
+    hold = await desk.propose()
+    await desk.do("place_hold", BERT, hold)
+    (held,) = desk.sent
+    desk.bench.now += SEND_AGAIN_AFTER - timedelta(days=1)
+    await desk.do("take_names_away")
+    assert await desk.do("send_open_again") == 0
+    desk.bench.now += timedelta(days=1, minutes=1)
+    # the erasure was sent a day ago, as its copy without names
+    assert await desk.do("send_open_again") == 1
+    assert desk.sent == [held]
+    assert await desk.do("send_open_again") == 0
+    desk.bench.now += SEND_AGAIN_AFTER - timedelta(days=1)
+    assert await desk.do("send_open_again") == 1
+    assert desk.sent == [erasure.model_copy(update={"visitor_ids": (), "names_gone": True})]
+    desk.sent = [erasure]
+    await desk.answered()
+    await desk.do("propose_release", BERT, hold)
+    await desk.do("release_hold", ANNA.staff_id, hold)
+    await desk.answered()
+    desk.bench.now += SEND_AGAIN_AFTER + timedelta(minutes=1)
+    # lifted meanwhile: who has not heard of it must not begin with it
+    assert await desk.do("send_open_again") == 1
+    assert [(order.order_id, order.names_gone) for order in desk.sent] == [(held.order_id, True)]
+    await desk.answered()
+    desk.bench.now += SEND_AGAIN_AFTER + timedelta(minutes=1)
+    assert await desk.do("send_open_again") == 0
+
+
+async def test_two_persons_waive_an_answer_that_never_comes(desk: Desk) -> None:
+    """D3, R-D9: it shows as waived and never as answered; the order ends, and its alarm."""
+    (order_id,) = await desk.do("erase", ANNA, [new_visitor_id()])
+    silent, *others = topics.RETENTION_ORDER.consumers
+
+    async def refused(*arguments: object) -> Refusal:
+        return await desk.refused("waive", *arguments)
+
+    gone = "decommissioned"
+    assert await refused(BERT, order_id, silent, gone) is Refusal.NOT_OVERDUE
+    desk.bench.now += QUARTER_HOUR * 2
+    assert await refused(BERT, IDS.new(), silent, gone) is Refusal.NOT_FOUND
+    assert await refused(BERT, order_id, "billing", gone) is Refusal.NOT_EXPECTED
+    assert await refused("Bert", order_id, silent, gone) is Refusal.STAFF_ID_MALFORMED
+    assert await refused(BERT, order_id, silent, None) is Refusal.NOTHING_PROPOSED
+    for name in others:
+        await answer(desk, order_id, name)
+    assert await refused(BERT, order_id, others[0], gone) is Refusal.ANSWERED_ALREADY
+    assert await desk.do("waive", BERT, order_id, silent, gone) is False
+    assert await refused(BERT, order_id, silent, None) is Refusal.SAME_PERSON
+    standing = (await Store(desk.bench.connection).standings([order_id]))[order_id]
+    assert (standing.waived, standing.completed_at) == ((), None)
+    before = await Store(desk.bench.connection).count_waived()
+    assert await desk.do("waive", "staff-3", order_id, silent, None) is True
+    assert await Store(desk.bench.connection).count_waived() == before + 1
+    standing = (await Store(desk.bench.connection).standings([order_id]))[order_id]
+    (waived,) = standing.waived
+    assert (waived.holder, waived.proposed_by, waived.confirmed_by) == (silent, BERT, "staff-3")
+    assert standing.completed_at == desk.bench.now
+    assert {receipt.service for receipt in standing.receipts} == set(others)
+    assert describe(standing)["silent"] == []
+    assert await refused("staff-4", order_id, silent, None) is Refusal.ANSWERED_ALREADY
+    assert await desk.violations() == {}
+    # it answers after all: both stand
+    await answer(desk, order_id, silent)
+    standing = (await Store(desk.bench.connection).standings([order_id]))[order_id]
+    assert len(standing.receipts) == len(topics.RETENTION_ORDER.consumers)
+    assert len(standing.waived) == 1
+    assert await desk.violations() == {}
+
+
+async def test_the_database_too_wants_two_persons_for_a_waiver(desk: Desk) -> None:
+    """D3: and none for an answer that is there; D3's query counts who is neither."""
+    (order_id,) = await desk.do("erase", ANNA, [new_visitor_id()])
+    silent, other, _ = topics.RETENTION_ORDER.consumers
+    await answer(desk, order_id, other)
+    for holder, says in ((silent, "same person"), (other, "is there")):
+        waiver = IDS.new()
+        await desk.bench.fetch(
+            "INSERT INTO retention_waiver VALUES ($1, $2, $3, 'dead_letter', 'staff-1', now())",
+            *(waiver, order_id, holder),
+        )
+        with pytest.raises(asyncpg.CheckViolationError, match=says):
+            await desk.bench.fetch(
+                "INSERT INTO retention_waiver_confirmation VALUES ($1, $2, now())",
+                *(waiver, "staff-1" if holder == silent else "staff-2"),
+            )
+    assert "d3_complete_only_with_all_receipts" not in await desk.violations()
+    attempt = desk.bench.connection.transaction()
+    await attempt.start()
+    await desk.bench.fetch("INSERT INTO retention_completion VALUES ($1, now())", order_id)
+    assert (await desk.violations())["d3_complete_only_with_all_receipts"] == 1
+    await attempt.rollback()
+
+
+async def answer(desk: Desk, order_id: UUID, service: str) -> None:
+    standing = (await Store(desk.bench.connection).standings([order_id]))[order_id]
+    receipt = RetentionReceiptV1(
+        order_id=order_id,
+        service=service,
+        kind=DataKind(standing.order.kind),
+        counts=(),
+        done_at=desk.bench.now,
+    )
+    async with desk.bench.transaction() as ctx:
+        await on_receipts(ctx, [received(topics.RETENTION_RECEIPT, receipt, desk.bench.now)])
 
 
 async def test_a_proposal_does_not_wait_for_ever(desk: Desk) -> None:
@@ -333,12 +481,121 @@ async def test_a_hold_past_its_review_is_a_violation_until_it_is_reviewed(desk: 
     await desk.do("place_hold", BERT, hold)
     await desk.answered()
     desk.bench.now = start
-    assert (await desk.violations())["r_d3_no_hold_past_its_review"] == 1
+    assert (await desk.violations())["r_d3_none_past_its_review"] == 1
     later = (start + timedelta(days=30)).date()
-    await desk.do("review_hold", BERT, hold, later)
+    await desk.do("propose_review", BERT, hold, later, "proceedings_pending")
+    assert (await desk.violations())["r_d3_none_past_its_review"] == 1
+    await desk.do("confirm_review", "staff-3", hold, later)
     assert await desk.violations() == {}
     await desk.do("propose_release", BERT, hold)
     await desk.do("release_hold", "staff-3", hold)
+
+
+async def test_a_review_takes_two_persons_a_reason_and_never_moves_back(desk: Desk) -> None:
+    """R-D3: a hold goes on because two say so; the last proposal counts, and not for ever."""
+    hold = await desk.propose()
+    today = calendar.berlin_date(desk.bench.now)
+    days = [today + timedelta(days=n) for n in (60, 90, 120, 150, 400)]
+    reason = "claim_open"
+    assert await desk.refused("propose_review", BERT, hold, days[2], reason) is Refusal.OUT_OF_TURN
+    await desk.do("place_hold", BERT, hold)
+    for day, why, refusal in (
+        (days[0], reason, Refusal.REVIEW_NOT_LATER),
+        (days[1], reason, Refusal.REVIEW_NOT_LATER),
+        (days[4], reason, Refusal.REVIEW_TOO_FAR),
+        (days[2], "accuracy_disputed", Refusal.REASON_UNFIT),
+    ):
+        assert await desk.refused("propose_review", BERT, hold, day, why) is refusal
+    assert await desk.refused("confirm_review", BERT, hold, days[2]) is Refusal.NOTHING_PROPOSED
+    await desk.do("propose_review", BERT, hold, days[2], reason)
+    await desk.do("propose_review", BERT, hold, days[3], reason)
+    assert await desk.refused("confirm_review", BERT, hold, days[3]) is Refusal.SAME_PERSON
+    assert await desk.refused("confirm_review", "staff-3", hold, days[2]) is Refusal.REVIEW_DIFFERS
+    desk.bench.now += PROPOSAL_LIFE + timedelta(minutes=1)
+    stale = await desk.refused("confirm_review", "staff-3", hold, days[3])
+    assert stale is Refusal.NOTHING_PROPOSED
+    await desk.do("propose_review", BERT, hold, days[3], reason)
+    await desk.do("confirm_review", "staff-3", hold, days[3])
+    again = await desk.refused("confirm_review", "staff-3", hold, days[3])
+    assert again is Refusal.NOTHING_PROPOSED
+    found = await ProtectionStore(desk.bench.connection).protection(hold)
+    assert found is not None
+    assert found.review_on == days[3]
+    assert await desk.refused("propose_review", BERT, IDS.new(), days[3], reason) is (
+        Refusal.NOT_FOUND
+    )
+    assert await desk.violations() == {}
+
+
+async def test_an_installation_may_want_reviews_sooner(desk: Desk) -> None:
+    """R-D3: the bound is a setting, of a year at most."""
+    desk.review_max = timedelta(days=80)
+    with pytest.raises(RefusedError, match="review_too_far"):
+        await desk.propose()
+    restriction, _ = await desk.do("restrict", ANNA, [new_visitor_id()])
+    found = await ProtectionStore(desk.bench.connection).protection(restriction)
+    assert found is not None
+    assert found.review_on == calendar.berlin_date(desk.bench.now) + desk.review_max
+
+
+async def test_the_database_too_lets_no_review_move_back_or_far(desk: Desk) -> None:
+    """R-D3: whatever the program does."""
+    hold = await desk.propose()
+    await desk.do("place_hold", BERT, hold)
+    today = calendar.berlin_date(desk.bench.now)
+    for days, staff_id, says in (
+        (120, "staff-1", "same person"),
+        (90, "staff-3", "moves ahead"),
+        (400, "staff-3", "moves ahead"),
+    ):
+        review = IDS.new()
+        await desk.bench.fetch(
+            "INSERT INTO retention_review VALUES ($1, $2, $3, 'claim_open', 'staff-1', now())",
+            *(review, hold, today + timedelta(days=days)),
+        )
+        with pytest.raises(asyncpg.CheckViolationError, match=says):
+            await desk.bench.fetch(
+                "INSERT INTO retention_review_confirmation VALUES ($1, $2, now())",
+                *(review, staff_id),
+            )
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await desk.bench.fetch(
+            "INSERT INTO retention_protection_review VALUES ($1, 'staff-9', $2, now())",
+            *(hold, today + timedelta(days=120)),
+        )
+
+
+async def test_a_restriction_is_looked_at_again(desk: Desk) -> None:
+    """R-G4: after 90 days where nobody says another day; two persons let it go on."""
+    now, start = desk.bench.now, desk.bench.now - timedelta(days=92)
+    desk.bench.now = start
+    restriction, _ = await desk.do("restrict", ANNA, [new_visitor_id()])
+    await desk.answered()
+    desk.bench.now = now
+    assert (await desk.violations())["r_d3_none_past_its_review"] == 1
+    later = calendar.berlin_date(now) + timedelta(days=30)
+    refused = await desk.refused("propose_review", BERT, restriction, later, "claim_open")
+    assert refused is Refusal.REASON_UNFIT
+    await desk.do("propose_review", BERT, restriction, later, "accuracy_disputed")
+    await desk.do("confirm_review", "staff-3", restriction, later)
+    desk.sent = []
+    await desk.do("take_names_away")
+    await desk.answered()
+    assert await desk.violations() == {}
+
+
+async def test_a_hold_covers_no_day_after_its_review(desk: Desk) -> None:
+    """R-D3: those nobody has looked at when they begin."""
+    today = desk.bench.now.date()
+    scope = Scope(
+        kinds=("traffic_data",),
+        from_day=None,
+        before_day=today + timedelta(days=32),
+        names_visitors=False,
+    )
+    with pytest.raises(RefusedError, match="days_past_review"):
+        await desk.propose(scope=scope, review_on=today + timedelta(days=30))
+    await desk.propose(scope=scope, review_on=today + timedelta(days=31))
 
 
 async def test_a_special_threat_holds_addresses_of_its_case_and_ends_by_itself(desk: Desk) -> None:
