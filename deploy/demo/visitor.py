@@ -221,12 +221,12 @@ class Browser:
 
     def _choice(self) -> dict[str, Any]:
         decision = "given" if self._person.accepts_all else "refused"
-        choices = [
-            {"purpose": purpose, "decision": decision}
-            for purpose in ("preferences", "statistics", "marketing")
-        ]
         return {
-            "choices": [{"purpose": "necessary", "decision": "given"}, *choices],
+            # what the catalogue has: the gateway refuses an agreement to anything else
+            "choices": [
+                {"purpose": "necessary", "decision": "given"},
+                {"purpose": "marketing", "decision": decision},
+            ],
             "catalogue_version": CATALOGUE_VERSION,
             "wording_version": WORDING_VERSION,
             "language": "de",
