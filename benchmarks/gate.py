@@ -125,7 +125,7 @@ def consent(visitor_id: UUID, decision: ConsentDecision) -> ConsentV1:
     return ConsentV1(
         decision_id=IDS.new(), visitor_id=visitor_id,
         choices=(ConsentChoice(purpose=ConsentPurpose.MARKETING, decision=decision),),
-        catalogue_version="2026-11.2", wording_version="2026-11.1", language="de",
+        catalogue_version="2026-11.3", wording_version="2026-11.1", language="de",
         method=ConsentMethod.BANNER,
     )  # fmt: skip
 

@@ -14,6 +14,7 @@ from schemas.topics import TYPE_PREFIX, Topic
 from schemas.wire import read_uuid
 
 CONTENT_TYPE = "application/json"
+ORIGIN = "ce_origintime"
 SPEC_VERSION = "1.0"
 _OTHER_NAMES = frozenset({"content-type", "traceparent"})
 _TRACEPARENT = re.compile(r"^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$")
@@ -36,6 +37,8 @@ class Envelope(NamedTuple):
     time: datetime
     subject: str
     traceparent: str | None = None
+    origin: datetime | None = None
+    """Instant of the event that this one stems from, where it is another."""
 
     def headers(self) -> Headers:
         """Return the record's headers: ids and instants, nothing that a person typed."""
@@ -50,6 +53,8 @@ class Envelope(NamedTuple):
         ]
         if self.traceparent is not None:
             headers.append(("traceparent", self.traceparent.encode()))
+        if self.origin is not None:
+            headers.append((ORIGIN, self.origin.astimezone(UTC).isoformat().encode()))
         return headers
 
 
@@ -66,6 +71,7 @@ def for_event(
     time: datetime,
     key: str,
     traceparent: str | None,
+    origin: datetime | None = None,
 ) -> Envelope:
     """Return the envelope of an event for a topic."""
     return Envelope(
@@ -75,7 +81,19 @@ def for_event(
         time=time,
         subject=key,
         traceparent=traceparent,
+        origin=origin,
     )
+
+
+def stems_from(headers: Iterable[tuple[str, bytes | None]]) -> datetime | None:
+    """Return the instant of the event that a record stems from; None where it says none."""
+    found = dict(headers)
+    try:
+        text = (found.get(ORIGIN) or found.get("ce_time") or b"").decode()
+        origin = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return None if origin.tzinfo is None else origin
 
 
 def read(topic: Topic, raw: Iterable[tuple[str, bytes | None]]) -> Envelope:
@@ -102,9 +120,10 @@ def read(topic: Topic, raw: Iterable[tuple[str, bytes | None]]) -> Envelope:
     try:
         event_id = read_uuid(found["ce_id"])
         time = datetime.fromisoformat(found["ce_time"])
+        origin = datetime.fromisoformat(found[ORIGIN]) if ORIGIN in found else None
     except (KeyError, ValueError):
         raise EnvelopeError("ce_id_or_time_invalid") from None
-    if time.tzinfo is None:
+    if time.tzinfo is None or (origin is not None and origin.tzinfo is None):
         raise EnvelopeError("ce_id_or_time_invalid")
     traceparent = found.get("traceparent")
     return Envelope(
@@ -115,6 +134,7 @@ def read(topic: Topic, raw: Iterable[tuple[str, bytes | None]]) -> Envelope:
         found.get("ce_subject", ""),
         # a broken trace context costs the trace, never the event
         traceparent if traceparent and is_traceparent(traceparent) else None,
+        origin,
     )
 
 

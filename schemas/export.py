@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from schemas.envelope import CONTENT_TYPE, SPEC_VERSION
+from schemas.envelope import CONTENT_TYPE, ORIGIN, SPEC_VERSION
 from schemas.topics import ALL_TOPICS, MESSAGE_BYTES_MAX, REGISTRY, TYPE_PREFIX, Topic
 
 FOLDER = Path(__file__).resolve().parent
@@ -187,6 +187,12 @@ def _headers() -> Json:
                 "the gateway's.",
             },
             "ce_subject": {"type": "string", "description": "The record key."},
+            ORIGIN: {
+                "type": "string",
+                "format": "date-time",
+                "description": "When that happened which this event stems from, where it is "
+                "another one: age counts from there through every copy.",
+            },
             "content-type": {"const": CONTENT_TYPE},
             "traceparent": {
                 "type": "string",

@@ -66,6 +66,7 @@ class RetentionAction(StrEnum):
     RELEASE = "release"
     RESTRICT = "restrict"
     UNRESTRICT = "unrestrict"
+    ANONYMISE = "anonymise"
 
 
 _NAMES_VISITORS = frozenset({RetentionAction.ERASE, RetentionAction.RESTRICT})
@@ -89,6 +90,8 @@ class RetentionOrderV1(WireModel):
     key (`names_gone`). What each action needs, and may carry:
 
     - drop: every day of the kind before `before_day`.
+    - anonymise: the same, but what may be known of nobody in particular is counted first (R-C2);
+      who keeps the kind and cannot count it refuses, and nothing goes.
     - erase: `visitor_ids`; their rows of the kinds, of days before `before_day`.
     - hold: `protection_id`; whose rows (`visitor_ids`, or everybody's), which days (`from_day`).
     - restrict: `protection_id` and `visitor_ids`; their rows leave the live tables.
@@ -186,6 +189,7 @@ class TableCount(WireModel):
         n_rows: rows that are gone for good.
         n_held: rows that the order met and a hold spared; for a hold or release, that live on.
         n_restricted: the same for restrictions; a row under both counts in both.
+        n_figures: of an anonymise order: figures made of its rows before they went.
     """
 
     table: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
@@ -193,6 +197,7 @@ class TableCount(WireModel):
     n_rows: Annotated[int, Field(ge=0)]
     n_held: Annotated[int, Field(ge=0)] = 0
     n_restricted: Annotated[int, Field(ge=0)] = 0
+    n_figures: Annotated[int, Field(ge=0)] = 0
 
 
 class RetentionReceiptV1(WireModel):

@@ -4,7 +4,7 @@ Topics, access rights, exports and the deletion proof follow from this list.
 
 A personal-data topic's age is bounded by `retention_ms` + `segment_ms` + the broker's check
 interval + its file delete delay, with LogAppendTime (measured: hot-path.md 4a). Age counts through
-every copy: topic (72 h) and dead letter (72 h) together stay under 7 x 24 h (R-D5).
+every copy, from the event that all of them stem from (R-D5): `oldest_ms`.
 """
 
 import re
@@ -29,6 +29,11 @@ SWEEP_MARGIN_MS = 60_000
 
 MESSAGE_BYTES_MAX = 65_536
 _DEAD_LETTER_SUM_MS = 7 * DAY_MS - 4 * HOUR_MS
+COPIES_AGE_MAX_MS = 7 * DAY_MS - 2 * HOUR_MS
+"""What is personal in the last of all copies is gone when its event is so old (R-D5), with room for
+clocks and for a broker that starts."""
+OUTBOX_WAIT_MAX_MS = 2 * HOUR_MS
+"""What waits longer for Kafka is alerted on; where a record's age is not looked at, it counts."""
 
 RECORD_SOURCE = "record_source"
 """The systems outside that keep contracts, enquiries, applications: they tell of their records,
@@ -50,6 +55,9 @@ class Topic:
         kinds: kinds of personal data carried; empty = none.
         personal_age_max_ms: where what is personal goes before the record: a copy without it takes
             its place under the same key, and compaction destroys the first one.
+        copies: topics whose records are passed on here: an event that follows from one of those
+            stems from what that one stems from. What has an instant of its own that its rule
+            counts from (a call's end, a transfer) stems from nothing else.
     """
 
     name: str
@@ -62,6 +70,7 @@ class Topic:
     segment_ms: int = 6 * HOUR_MS
     kinds: tuple[DataKind, ...] = ()
     personal_age_max_ms: int | None = None
+    copies: tuple[str, ...] = ()
     partitions: int = VISITOR_PARTITIONS
     cleanup: str = "delete"
     version: int = 1
@@ -95,6 +104,7 @@ class Topic:
             age_max_ms=self._dead_letter_age_max_ms,
             segment_ms=self.segment_ms,
             kinds=self.kinds,
+            copies=(self.name,),
             partitions=1,
             is_dead_letter=True,
         )
@@ -110,6 +120,16 @@ class Topic:
     def personal_limit_ms(self) -> int:
         """How old what is personal in a record can get."""
         return self.personal_age_max_ms or self.age_max_ms
+
+    @cached_property
+    def origin_age_max_ms(self) -> int | None:
+        """How old what a record stems from may be when it is written; None = not looked at.
+
+        Of a state nobody may leave out the last word: there the periods alone must do.
+        """
+        if not self.personal or "compact" in self.cleanup:
+            return None
+        return COPIES_AGE_MAX_MS - self.personal_limit_ms
 
     def key_of(self, event: WireModel) -> str:
         """Return the record key of an event: the text of its key field."""
@@ -151,6 +171,7 @@ CONSENT = Topic(
     model=consent.ConsentV1,
     producers=("gateway",),
     consumers=("consent",),
+    age_max_ms=48 * HOUR_MS,
     kinds=(DataKind.AD_USE,),
 )
 CONSENT_STATE = Topic(
@@ -159,8 +180,10 @@ CONSENT_STATE = Topic(
     model=consent.ConsentStateV1,
     producers=("consent",),
     consumers=("gateway", "ad_ledger"),
-    age_max_ms=6 * DAY_MS,
+    # with `consent` before it; who comes back later than that is asked again
+    age_max_ms=116 * HOUR_MS,
     kinds=(DataKind.AD_USE,),
+    copies=("consent",),
     cleanup="compact,delete",
 )
 REGISTER = Topic(
@@ -196,6 +219,7 @@ CREDIT_REQUEST = Topic(
     name="credit-request",
     description="Reserve or release talk time for a call.",
     model=credit.CreditRequestV1,
+    copies=("call-request", "credit-decision"),
     producers=("call_control",),
     consumers=("ad_ledger",),
     kinds=(DataKind.AD_USE,),
@@ -204,6 +228,7 @@ CREDIT_DECISION = Topic(
     name="credit-decision",
     description="A reservation is granted, or refused with its reason.",
     model=credit.CreditDecisionV1,
+    copies=("credit-request",),
     producers=("ad_ledger",),
     consumers=("call_control",),
     kinds=(DataKind.AD_USE,),
@@ -212,6 +237,7 @@ CREDIT = Topic(
     name="credit",
     description="A visitor's balance changed: granted, reserved, released, spent, expired.",
     model=credit.CreditV1,
+    copies=("ad-view", "credit-request", "call-start", "call-end"),
     producers=("ad_ledger",),
     consumers=("gateway",),
     kinds=(DataKind.AD_USE,),
@@ -228,6 +254,7 @@ CALL_STATUS = Topic(
     name="call-status",
     description="Where a call stands, for the page: dialling, ringing, talking, ended.",
     model=call.CallStatusV1,
+    copies=("call-request", "credit-decision", "call-command"),
     producers=("call_control",),
     consumers=("gateway",),
     kinds=(DataKind.TRAFFIC_DATA,),
@@ -305,6 +332,25 @@ REGISTRY: tuple[Topic, ...] = (
 )
 ALL_TOPICS: tuple[Topic, ...] = REGISTRY + tuple(t.dead_letter for t in REGISTRY if t.consumers)
 BY_NAME: dict[str, Topic] = {topic.name: topic for topic in ALL_TOPICS}
+
+
+def written_ms(topic: Topic) -> int:
+    """Return how old, at the most, what a record stems from is when it is written.
+
+    The chassis leaves out what is older (`origin_age_max_ms`); where it does not look, all that
+    the records before can have waited, and the outbox. Only the gateway writes without one.
+    """
+    if topic.origin_age_max_ms is not None:
+        is_first = topic.producers == ("gateway",) and not topic.copies
+        return 0 if is_first else topic.origin_age_max_ms
+    before = max((oldest_ms(BY_NAME[name]) for name in topic.copies), default=0)
+    return before + OUTBOX_WAIT_MAX_MS
+
+
+def oldest_ms(topic: Topic) -> int:
+    """Return the worst age of what is personal in a topic, through every copy before it."""
+    return written_ms(topic) + topic.personal_limit_ms
+
 
 assert all(re.fullmatch(r"[a-z][a-z0-9-]*", topic.name) for topic in ALL_TOPICS)
 assert all(topic.retention_ms > 0 for topic in ALL_TOPICS)

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from schemas import envelope
 from schemas.topics import BY_NAME, DAY_MS, Topic
 from services.chassis.outbox import OutboxRow, RawHeaders
 
@@ -133,12 +134,9 @@ def age_max(topic: Topic) -> timedelta | None:
 
 
 def happened_at(record: Record) -> datetime | None:
-    """Return the event's instant by its envelope, None when it says none."""
-    try:
-        found = datetime.fromisoformat((record.header("ce_time") or b"").decode())
-    except ValueError:
-        return None
-    return None if found.tzinfo is None else found.astimezone(UTC)
+    """Return the instant of what the event stems from by its envelope, None when it says none."""
+    found = envelope.stems_from(record.headers)
+    return None if found is None else found.astimezone(UTC)
 
 
 def resend(letter: Letter, original: Record | None, now: datetime) -> OutboxRow:

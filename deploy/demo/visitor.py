@@ -27,7 +27,7 @@ RING_S = 60.0
 LAG_S = 60.0
 """How much longer than the reserved time a call may seem to last before the page gives up."""
 QUARTERS = ("first_quartile", "midpoint", "third_quartile", "complete")
-CATALOGUE_VERSION = "2026-11.2"
+CATALOGUE_VERSION = "2026-11.3"
 WORDING_VERSION = "2026-11.1"
 _BEACON = "text/plain;charset=UTF-8"
 """What `navigator.sendBeacon` says of a string."""

@@ -31,6 +31,7 @@ KEYS_OF: Mapping[str, Mapping[str, str]] = {
     "consent": {
         RECEIPT_KEYS["consent"]: "receipt_keys",
         "consent_anchor_keys": "anchor_keys",
+        "consent_proof_keys": "proof_keys",
     },
     "retention": {
         "retention_anchor_keys": "anchor_keys",

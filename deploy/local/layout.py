@@ -24,6 +24,7 @@ KEY_KINDS = (
     "call_control_receipt_keys",
     "consent_receipt_keys",
     "consent_anchor_keys",
+    "consent_proof_keys",
     "retention_anchor_keys",
 )
 """Signing keys: by key id, the first signs, all verify."""

@@ -37,7 +37,10 @@ VALID_FOR_S = {
     **dict.fromkeys(RECEIPT_KEYS.values(), 30 * _DAY_S),
     # an anchor must verify for as long as there is evidence (R-D10)
     "retention_anchor_keys": 4 * 366 * _DAY_S,
-    "consent_anchor_keys": 5 * 366 * _DAY_S,
+    # a receipt proves as long as its consent record stands
+    "consent_proof_keys": 5 * 366 * _DAY_S,
+    # and consent's chain stays for ever
+    "consent_anchor_keys": 100 * 366 * _DAY_S,
 }
 """How long something signed may be shown: so long an old key must verify."""
 TAKEN_TIMEOUT_S = 30.0

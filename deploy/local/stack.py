@@ -34,6 +34,7 @@ from deploy.local.process import (
     ManagedProcess,
     ProcessSpecification,
     log_tail,
+    remove_old_logs,
     rotate,
     run_once,
 )
@@ -368,6 +369,7 @@ class LocalStack:
             await asyncio.sleep(ROTATE_EVERY_S)
             for path in self.layout.logs.glob("*.log"):
                 await asyncio.to_thread(rotate, path)
+            await asyncio.to_thread(remove_old_logs, self.layout.logs)
 
     def _set_phase(self, phase: Phase) -> None:
         self._phase = phase

@@ -61,6 +61,7 @@ def build(settings: Settings | None = None) -> Service[Any]:
             before_drop=handlers.close_before_drop,
             busy=handlers.with_held_reservation,
             settle=handlers.close_of_visitors,
+            figures=handlers.make_figures,
         ),
     )
 

@@ -20,7 +20,14 @@ TABLES: tuple[Table, ...] = (
     # `lot` first: what is open in it is closed before any other table of the day goes
     Table(name="lot", kind=DataKind.AD_USE, day_column="lot_day", subject_column=_VISITOR),
     Table(name="posting", kind=DataKind.AD_USE, day_column="lot_day", subject_column=_VISITOR),
-    Table(name="ad_view", kind=DataKind.AD_USE, day_column="view_day", subject_column=_VISITOR),
+    # whichever of the views and their addresses goes first: after it nobody could count
+    Table(
+        name="ad_view",
+        kind=DataKind.AD_USE,
+        day_column="view_day",
+        subject_column=_VISITOR,
+        has_figures=True,
+    ),
     Table(
         name="visitor_watch",
         kind=DataKind.AD_USE,
@@ -48,6 +55,7 @@ TABLES: tuple[Table, ...] = (
         kind=DataKind.IP_ADDRESS,
         day_column="address_day",
         via=Via(table="ad_view", columns={"address_day": "view_day", "ticket_id": "ticket_id"}),
+        has_figures=True,
     ),
     Table(
         name="partner_report",

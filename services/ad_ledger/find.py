@@ -1,4 +1,4 @@
-"""`python -m services.ad_ledger find` and `kept`."""
+"""`python -m services.ad_ledger find`, `kept` and `accesses`."""
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
@@ -11,6 +11,7 @@ from services.ad_ledger.settings import Settings
 from services.ad_ledger.store import Store
 from services.chassis import command
 from services.chassis.context import Context
+from services.privacy.accesses import accesses as read_accesses
 from services.privacy.find import find as find_visitors
 from services.privacy.kept import kept as read_kept
 from services.privacy.keyed_hash import Subject
@@ -30,6 +31,12 @@ async def find(arguments: Sequence[str]) -> int:
         keys_folder=settings.hash_keys_folder,
         transaction=transaction,
     )
+
+
+async def accesses(arguments: Sequence[str]) -> int:
+    """Print who of the staff looked; see `services/privacy/accesses.py`."""
+    url = Settings.load().secret("database_url")
+    return await read_accesses(arguments, service=DECLARATION.name, url=url)
 
 
 async def kept(arguments: Sequence[str]) -> int:

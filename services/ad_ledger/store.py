@@ -25,7 +25,11 @@ from services.ad_ledger.domain import (
 )
 from services.chassis import db, errors
 from services.chassis.invariants import over_all_days
-from services.privacy.invariants import D1_NO_DAY_PARTITION_TOO_OLD, D2_INVARIANTS
+from services.privacy.invariants import (
+    D1_NO_DAY_PARTITION_TOO_OLD,
+    D1_NO_YEAR_PARTITION_TOO_OLD,
+    D2_INVARIANTS,
+)
 
 _TARIFFS = """
 SELECT t.version, t.valid_from, t.daily_cap_ms, t.tolerance_ms,
@@ -199,6 +203,14 @@ EVERY_ROUND: dict[str, str] = {
     **D2_INVARIANTS,
     # D1: a failure means that a day outlived its rule; did its order arrive?
     "d1_no_day_partition_too_old": D1_NO_DAY_PARTITION_TOO_OLD,
+    # D1: a failure means that a year outlived its rule; did its order arrive?
+    "d1_no_year_partition_too_old": D1_NO_YEAR_PARTITION_TOO_OLD,
+    # D1: a failure means that an order to let addresses go at once was not carried out.
+    "d1_no_address_without_threat": """
+        SELECT CASE WHEN privacy_threat_is_none() THEN
+            (SELECT count(*) FROM ad_view_address
+             WHERE privacy_made_at(ticket_id) < now() - interval '3 hours')
+        ELSE 0 END""",
     # L5: a failure means a lease that nobody ended; is the expiry task running?
     "l5_no_reservation_outlives_its_lease": """
         SELECT count(*) FROM reservation
@@ -295,6 +307,7 @@ SELECT view_day, many.network, count(DISTINCT visitor_id), count(DISTINCT ticket
     count(*) FILTER (WHERE is_completed)
 FROM view LEFT JOIN many USING (view_day, network)
 GROUP BY view_day, many.network HAVING count(DISTINCT visitor_id) >= $2
+RETURNING 1
 """
 
 
@@ -319,13 +332,15 @@ class Store:
 
     # ------------------------------------------------------------------ statistics
 
-    async def count_networks_before(self, before_day: date) -> None:
+    async def count_networks_before(self, before_day: date) -> int:
         """Count days by network, once each, while their addresses and visitors still stand (R-C2).
 
         No address leaves its table but truncated, and no network that few visitors came from is
-        named: those stand together, and not at all where they are few themselves.
+        named: those stand together, and not at all where they are few themselves. Returns how many
+        figures there are now that were not before.
         """
-        await self._db.execute(_COUNT_NETWORKS, before_day, STATISTICS_VISITORS_MIN)
+        made = await self._db.fetch(_COUNT_NETWORKS, before_day, STATISTICS_VISITORS_MIN)
+        return len(made)
 
     async def statistics(self, since: date) -> list[dict[str, Any]]:
         """Return the counted days from one on, oldest first; network None = all others."""

@@ -51,7 +51,7 @@ def build(settings: Settings | None = None, carrier: CallBackend | None = None) 
         TABLES,
         simulation=settings.simulation,
         keys=receipt_keys,
-        hooks=Hooks(busy=handlers.with_active_call),
+        hooks=Hooks(busy=handlers.with_active_call, figures=handlers.make_figures),
     )
     service.consume(
         {

@@ -3,6 +3,9 @@
 Both sides exchange messages only: frozen, made of plain fields, with `to_dict` and `from_dict`, so
 that the back end, today a thread, can become a process of its own. Nothing here knows SIP.
 
+Numbers come in as what the transfer gate cleared, and in no other way (R-E2, K3): `dial` takes it,
+and makes the `Dial` that the call is made of; `send` takes no `Dial`.
+
 A call goes `Dial` -> trying(A) -> ringing(A)? -> answered(A) -> trying(B) -> ringing(B)? ->
 answered(B) -> talk_started -> ending -> ended. It may jump to ending from anywhere, and every
 accepted `Dial` is followed by exactly one `Ended` (C3) unless the process dies.
@@ -13,6 +16,7 @@ legs that give up by themselves (never acknowledged: after 32 s; never answered:
 limit) or legs whose state is stored, which `TearDown` takes down after the restart.
 """
 
+import json
 import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -22,6 +26,8 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any, Protocol, Self, TypeAlias, get_type_hints
 from uuid import UUID
+
+from services.privacy.gate import Cleared
 
 Plain: TypeAlias = Any
 """What JSON can carry: str, int, bool, None, and lists and dictionaries of these."""
@@ -225,7 +231,42 @@ class Persisted(_Message):
     leg: Leg
 
 
-Command: TypeAlias = Dial | HangUp | Extend | TearDown | Persisted
+Command: TypeAlias = HangUp | Extend | TearDown | Persisted
+"""What `send` takes: about calls that were dialled. None of them holds a number."""
+
+RECIPIENT = "network-operators"
+"""Whom numbers are told, in the recipient register."""
+NUMBER_A, NUMBER_B = "callback_number", "destination_number"
+"""What the numbers are called before the gate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DialLimits:
+    """How long each part of a call may last, in ms."""
+
+    talk_limit_ms: int
+    ring_a_timeout_ms: int
+    ring_b_timeout_ms: int
+
+
+async def dial_of(call_id: UUID, numbers: Cleared, limits: DialLimits, now: datetime) -> Dial:
+    """Take the numbers, for a back end that dials at once: the one way to a `Dial` (R-E2).
+
+    Raises:
+        StaleError: cleared too long ago, or refused by now.
+        ValueError: cleared for others or taken before, or no two numbers in E.164.
+    """
+    found = json.loads(await numbers.take(RECIPIENT, now))
+    if found.keys() != {NUMBER_A, NUMBER_B}:
+        raise ValueError("a call needs both numbers: one of them alone reaches nobody")
+    return Dial(
+        call_id=call_id,
+        number_a=found[NUMBER_A],
+        number_b=found[NUMBER_B],
+        talk_limit_ms=limits.talk_limit_ms,
+        ring_a_timeout_ms=limits.ring_a_timeout_ms,
+        ring_b_timeout_ms=limits.ring_b_timeout_ms,
+    )
 
 
 # --- events: back end -> controller
@@ -355,7 +396,7 @@ class TornDown(_Event):
 
 Event: TypeAlias = Trying | Ringing | Answered | TalkStarted | Ending | Ended | TornDown
 
-_COMMANDS: Mapping[str, type[Command]] = MappingProxyType(
+_COMMANDS: Mapping[str, type[Command | Dial]] = MappingProxyType(
     {kind.__name__: kind for kind in (Dial, HangUp, Extend, TearDown, Persisted)}
 )
 _EVENTS: Mapping[str, type[Event]] = MappingProxyType(
@@ -366,7 +407,7 @@ _EVENTS: Mapping[str, type[Event]] = MappingProxyType(
 )
 
 
-def command_from_dict(data: Mapping[str, Plain]) -> Command:
+def command_from_dict(data: Mapping[str, Plain]) -> Command | Dial:
     """Read any command back from what its `to_dict` made.
 
     Raises:
@@ -405,8 +446,19 @@ class CallBackend(Protocol):
         then `events` ends.
         """
 
+    async def dial(self, call_id: UUID, numbers: Cleared, limits: DialLimits) -> None:
+        """Take the numbers and dial them; what comes of it comes as events.
+
+        Raises:
+            ValueError: see `dial_of`; nothing was dialled, and no event follows.
+        """
+
     def send(self, command: Command) -> None:
-        """Hand over a command; never blocks. Its outcome comes as events."""
+        """Hand over a command; never blocks. Its outcome comes as events.
+
+        Raises:
+            TypeError: it would dial.
+        """
 
     def events(self) -> AsyncIterator[Event]:
         """Yield events in order until the back end stops.

@@ -14,11 +14,13 @@ from services.privacy.declare import (
 
 _CALL = Via(table="call", columns={"call_day": "call_day", "call_id": "call_id"})
 TABLES: tuple[Table, ...] = (
+    # whichever of the calls and their addresses goes first: after it nobody could count
     Table(
         name="call",
         kind=DataKind.TRAFFIC_DATA,
         day_column="call_day",
         subject_column="visitor_id",
+        has_figures=True,
     ),
     Table(name="call_leg", kind=DataKind.TRAFFIC_DATA, day_column="call_day", via=_CALL),
     Table(name="call_order", kind=DataKind.TRAFFIC_DATA, day_column="call_day", via=_CALL),
@@ -27,6 +29,7 @@ TABLES: tuple[Table, ...] = (
         kind=DataKind.IP_ADDRESS,
         day_column="address_day",
         via=Via(table="call", columns={"address_day": "call_day", "call_id": "call_id"}),
+        has_figures=True,
     ),
     access_log.TABLE,
     erased.TABLE,
@@ -54,6 +57,9 @@ CLASSIFICATION: Classification = {
     "call_address": personal(
         "address_day call_id address", kind=DataKind.IP_ADDRESS, start=PeriodStart.EVENT
     ),
+    # networks of many, counted; no address and nobody in particular (R-C2, ADR 0028)
+    "call_statistics": plain("call_day network n_visitors n_calls n_connected"),
+    "call_statistics_day": plain("call_day"),
     "holder": plain("holder epoch renewed_at"),
 }  # fmt: skip
 

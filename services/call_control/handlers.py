@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import date, timedelta
 from uuid import UUID
 
 from schemas import topics
@@ -13,6 +13,7 @@ from services.call_control.domain import State
 from services.call_control.store import Call, End, Store
 from services.chassis.context import Context
 from services.chassis.received import Received
+from services.privacy.declare import Table
 
 REASON_REQUESTED = "requested"
 
@@ -162,6 +163,13 @@ class Handlers:
         """Return those of the visitors whose call has not ended: its rows are in use."""
         return await ctx.store.visitors_with_active_call(visitor_ids)
 
+    async def make_figures(self, ctx: Context[Store], _: Table, before_day: date) -> int:
+        """Count what may be known of days for ever, before what it is counted from goes (R-C2).
+
+        Calls and addresses are counted together, when the first of them goes; returns how many.
+        """
+        return await ctx.store.count_networks_before(before_day)
+
     def _may_come(self, call_id: UUID, ctx: Context[Store]) -> bool:
         """Whether a call's request may still be under way: its id is young enough to be dialled."""
         age = abs(ctx.now - domain.made_at(call_id))
@@ -187,7 +195,7 @@ def tell(
         talk_ms=talk_ms,
         connected_at=call.connected_at,
     )
-    ctx.outbox.add(topics.CALL_STATUS, event, cause=call)
+    ctx.outbox.add(topics.CALL_STATUS, event, cause=call, origin=call.requested_at)
 
 
 def _request(received: Received[CallRequestV1]) -> domain.Request:

@@ -9,7 +9,11 @@ from uuid import UUID
 from services.call_control.backend import LegResult
 from services.call_control.domain import State, day_of
 from services.chassis import db
-from services.privacy.invariants import D1_NO_DAY_PARTITION_TOO_OLD, D2_INVARIANTS
+from services.privacy.invariants import (
+    D1_NO_DAY_PARTITION_TOO_OLD,
+    D1_NO_YEAR_PARTITION_TOO_OLD,
+    D2_INVARIANTS,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +185,14 @@ INVARIANTS: dict[str, str] = {
     **D2_INVARIANTS,
     # D1: a failure means that a day outlived its rule; did its order arrive?
     "d1_no_day_partition_too_old": D1_NO_DAY_PARTITION_TOO_OLD,
+    # D1: a failure means that a year outlived its rule; did its order arrive?
+    "d1_no_year_partition_too_old": D1_NO_YEAR_PARTITION_TOO_OLD,
+    # D1: a failure means that an order to let addresses go at once was not carried out.
+    "d1_no_address_without_threat": """
+        SELECT CASE WHEN privacy_threat_is_none() THEN
+            (SELECT count(*) FROM call_address
+             WHERE privacy_made_at(call_id) < now() - interval '3 hours')
+        ELSE 0 END""",
     # C1: a failure means that a leg was dialled without a reservation.
     "c1_no_leg_without_reservation": """
         SELECT count(*) FROM call c JOIN call_leg l USING (call_day, call_id)
@@ -210,12 +222,64 @@ INVARIANTS: dict[str, str] = {
 }
 
 
+STATISTICS_VISITORS_MIN = 10
+"""Fewer visitors of a network could be picked out; the database refuses fewer, too."""
+
+_COUNT_NETWORKS = """
+WITH day AS (
+    INSERT INTO call_statistics_day (call_day)
+    SELECT DISTINCT address_day FROM call_address WHERE address_day < $1
+    ON CONFLICT DO NOTHING RETURNING call_day
+), asked AS (
+    SELECT call_day, c.visitor_id, c.connected_at IS NOT NULL AS is_connected,
+        network(set_masklen(
+            a.address, CASE family(a.address) WHEN 4 THEN 24 ELSE 48 END)) AS network
+    FROM day JOIN call c USING (call_day)
+    JOIN call_address a ON (a.address_day, a.call_id) = (c.call_day, c.call_id)
+), many AS (
+    SELECT call_day, network FROM asked
+    GROUP BY call_day, network HAVING count(DISTINCT visitor_id) >= $2
+)
+INSERT INTO call_statistics (call_day, network, n_visitors, n_calls, n_connected)
+SELECT call_day, many.network, count(DISTINCT visitor_id), count(*),
+    count(*) FILTER (WHERE is_connected)
+FROM asked LEFT JOIN many USING (call_day, network)
+GROUP BY call_day, many.network HAVING count(DISTINCT visitor_id) >= $2
+RETURNING 1
+"""
+
+
 class Store:
     """Call control's tables on one open transaction."""
 
     def __init__(self, connection: db.Connection) -> None:
         """Take the transaction's connection."""
         self._db = connection
+
+    # ------------------------------------------------------------------ statistics
+
+    async def count_networks_before(self, before_day: date) -> int:
+        """Count days by network, once each, while their addresses and visitors still stand (R-C2).
+
+        No address leaves its table but truncated, and no network that few visitors came from is
+        named: those stand together, and not at all where they are few themselves. Returns how many
+        figures there are now that were not before.
+        """
+        made = await self._db.fetch(_COUNT_NETWORKS, before_day, STATISTICS_VISITORS_MIN)
+        return len(made)
+
+    async def statistics(self, since: date) -> list[dict[str, Any]]:
+        """Return the counted days from one on, oldest first; network None = all others."""
+        rows = await self._db.fetch(
+            """
+            SELECT call_day::text, network::text, n_visitors, n_calls, n_connected
+            FROM call_statistics WHERE call_day >= $1 ORDER BY call_day, network
+            """,
+            since,
+        )
+        return [dict(row) for row in rows]
+
+    # ------------------------------------------------------------------ calls
 
     async def calls(self, ids: Iterable[UUID]) -> dict[UUID, Call]:
         """Return calls by id, locked in key order."""

@@ -28,6 +28,7 @@ from services.chassis import errors, logs
 from services.chassis.clock import sleep
 from services.chassis.context import Context
 from services.chassis.service import Service
+from services.privacy.gate import Cleared
 
 ORDERS_MAX = 100
 EVENTS_MAX = 200
@@ -166,7 +167,7 @@ class Switch:
         self._renewed_at = self._service.clock.monotonic()
 
     async def _carry_out_orders(self) -> int:
-        dials: list[backend.Dial] = []
+        dials: list[tuple[Call, Cleared]] = []
         with self._holding() as hold:
             async with self._service.transaction() as ctx:
                 orders = await ctx.store.open_orders(self._holder, ORDERS_MAX)
@@ -187,14 +188,14 @@ class Switch:
                     elif (
                         call.state is State.RESERVED
                         and call_id not in hang_ups
-                        and (command := await self._wanted(ctx, call)) is not None
+                        and (numbers := await self._wanted(ctx, call)) is not None
                     ):
                         await hold(ctx, call)
-                        dials.append(command)
+                        dials.append((call, numbers))
                 await ctx.store.orders_done(mine, ctx.now)
         # only now: what is dialled is held for certain
-        for command in dials:
-            self._backend.send(command)
+        for call, numbers in dials:
+            await self._dial(call, numbers)
         return len(orders)
 
     @contextlib.contextmanager
@@ -233,7 +234,7 @@ class Switch:
             # before the commit, whose answer may get lost: rather twice than never
             self._backend.send(backend.HangUp(call_id=call.call_id))
 
-    async def _wanted(self, ctx: Context[Store], call: Call) -> backend.Dial | None:
+    async def _wanted(self, ctx: Context[Store], call: Call) -> Cleared | None:
         """Return what to dial; a call that nobody waits for, or that may not go, is ended."""
         if domain.is_too_old(call.requested_at, ctx.now, self._request_age_max):
             await self._end_undialled(ctx, call, domain.RefusalReason.REQUEST_TOO_OLD.value)
@@ -241,19 +242,21 @@ class Switch:
         numbers = await self._gate.clear(ctx, call)
         if numbers is None:
             await self._end_undialled(ctx, call, REASON_NOT_PERMITTED)
-            return None
-        return self._dial(call, *numbers)
+        return numbers
 
-    def _dial(self, call: Call, number_a: str, number_b: str) -> backend.Dial:
+    async def _dial(self, call: Call, numbers: Cleared) -> None:
         assert call.reserved_ms is not None, "no call starts without a reservation (C1)"
-        return backend.Dial(
-            call_id=call.call_id,
-            number_a=number_a,
-            number_b=number_b,
+        limits = backend.DialLimits(
             talk_limit_ms=call.reserved_ms,
             ring_a_timeout_ms=self._settings.ring_a_timeout_s * 1000,
             ring_b_timeout_ms=self._settings.ring_b_timeout_s * 1000,
         )
+        try:
+            await self._backend.dial(call.call_id, numbers, limits)
+        except ValueError as error:
+            # ours by the table and not here: the next look for orphans ends it
+            self._held.discard(call.call_id)
+            logs.get().warning("not dialled", call_id=str(call.call_id), **logs.describe(error))
 
     async def _end_undialled(self, ctx: Context[Store], call: Call, reason: str) -> None:
         end = End(

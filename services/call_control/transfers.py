@@ -5,11 +5,11 @@ is dialled; what is dialled is what the gate cleared. A call rests on the contra
 asked for.
 """
 
-import json
 from collections.abc import Sequence
 
 from schemas import topics
 from services.call_control import domain
+from services.call_control.backend import NUMBER_A, NUMBER_B, RECIPIENT
 from services.call_control.store import Call, Store
 from services.chassis.clock import Clock
 from services.chassis.context import Context
@@ -17,7 +17,6 @@ from services.privacy.declare import Purpose
 from services.privacy.gate import Cleared, Gate, Request, Rules, Verdict
 from services.privacy.recorder import to_event
 
-RECIPIENT = "network-operators"
 REASON_NOT_PERMITTED = "transfer_not_permitted"
 """Why a call ended that the register of recipients does not allow to be dialled."""
 
@@ -30,11 +29,11 @@ class NumberGate:
         self._rules = rules
         self._clock = clock
 
-    async def clear(self, ctx: Context[Store], call: Call) -> tuple[str, str] | None:
-        """Return the callback and the destination number to dial once `ctx` is committed.
+    async def clear(self, ctx: Context[Store], call: Call) -> Cleared | None:
+        """Return what the back end may dial once `ctx` is committed.
 
         Returns:
-            Both in E.164; None = they may not go, and nothing is dialled.
+            Both numbers, in E.164; None = they may not go, and nothing is dialled.
         """
 
         async def record(verdicts: Sequence[Verdict]) -> None:
@@ -46,8 +45,8 @@ class NumberGate:
         assert call.destination_number is not None
         request = Request(
             payload={
-                "callback_number": call.callback_number,
-                "destination_number": call.destination_number,
+                NUMBER_A: call.callback_number,
+                NUMBER_B: call.destination_number,
             },
             recipient=RECIPIENT,
             purpose=Purpose.CALL,
@@ -56,9 +55,7 @@ class NumberGate:
             country=domain.COUNTRY,
         )
         (found,) = await Gate(record, self._clock, rules=self._rules).clear_many([request])
-        if not isinstance(found, Cleared):
+        # a call needs both: one of them alone reaches nobody
+        if not isinstance(found, Cleared) or found.fields != request.payload.keys():
             return None
-        numbers = json.loads(found.take(RECIPIENT, self._clock.now()))
-        if numbers.keys() != request.payload.keys():
-            return None  # a call needs both: one of them alone reaches nobody
-        return numbers["callback_number"], numbers["destination_number"]
+        return found

@@ -67,6 +67,7 @@ class Context(Generic[S]):
             time=received.time,
             subject=key,
             traceparent=received.traceparent,
+            origin=received.said_origin,
         )
         # whole, so that it can be replayed from here once its cause is mended
         self.bury(

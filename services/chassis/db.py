@@ -42,19 +42,28 @@ async def _prepare(connection: Any) -> None:
 
 
 async def connect(
-    url: str, *, command_timeout_s: float | None = COMMAND_TIMEOUT_S, idle_max_s: float = 0
+    url: str,
+    *,
+    command_timeout_s: float | None = COMMAND_TIMEOUT_S,
+    idle_max_s: float = 0,
+    waits_for_disk: bool = True,
 ) -> asyncpg.Connection[Any]:
     """Open one connection outside the pool; the caller closes it.
 
     Args:
         command_timeout_s: of each statement; None = no limit.
         idle_max_s: the server ends the session after so long without a statement; 0 = never.
+        waits_for_disk: whether a commit does; without, a crash of the server may take it back.
     """
     connection: asyncpg.Connection[Any] = await asyncpg.connect(
         url,
         timeout=10,
         command_timeout=command_timeout_s,
-        server_settings={"timezone": "UTC", "idle_session_timeout": f"{idle_max_s * 1000:.0f}"},
+        server_settings={
+            "timezone": "UTC",
+            "idle_session_timeout": f"{idle_max_s * 1000:.0f}",
+            "synchronous_commit": "on" if waits_for_disk else "off",
+        },
     )
     await _prepare(connection)
     return connection

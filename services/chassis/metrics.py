@@ -23,16 +23,14 @@ class ChassisMetrics:
             "consumer_lag_seconds", "How far behind in time.", ["topic", "partition"],
             namespace=service, registry=registry,
         )  # fmt: skip
-        # Age of the oldest row not yet on Kafka. Odd: > 5 s; the broker or the relay is away.
+        # Age of the oldest row not yet on Kafka. Odd: > 5 s; the broker or the relay is away, or a
+        # transaction that does not end hides what came after it.
         self.outbox_age = Gauge(
             "outbox_age_seconds", "Age of the oldest unsent event.",
             namespace=service, registry=registry,
         )  # fmt: skip
-        # Moves with every event that reached Kafka.
-        self.outbox_sent = Counter(
-            "outbox_sent", "Events relayed to Kafka.", ["topic"],
-            namespace=service, registry=registry,
-        )  # fmt: skip
+        self.outbox_sent = _outbox_sent(service, registry)
+        self.outbox_too_old = _outbox_too_old(service, registry)
         # One observation a poll. Odd: p99 > 1 s; locks or a slow disk.
         self.batch_seconds = Histogram(
             "batch_seconds", "Time of one poll's transaction.",
@@ -66,6 +64,22 @@ class ChassisMetrics:
             "fenced_records", "Records left out by the offset fence.", ["topic"],
             namespace=service, registry=registry,
         )  # fmt: skip
+
+
+def _outbox_sent(service: str, registry: CollectorRegistry) -> Counter:
+    # Moves with every event that reached Kafka.
+    return Counter(
+        "outbox_sent", "Events relayed to Kafka.", ["topic"],
+        namespace=service, registry=registry,
+    )  # fmt: skip
+
+
+def _outbox_too_old(service: str, registry: CollectorRegistry) -> Counter:
+    # Moves with each copy left out because it would outlive its rule. Odd: any (R-D5).
+    return Counter(
+        "outbox_too_old", "Events not sent for their age.", ["topic"],
+        namespace=service, registry=registry,
+    )  # fmt: skip
 
 
 def _secret_reloads(service: str, registry: CollectorRegistry) -> Counter:

@@ -33,6 +33,12 @@ class Received(NamedTuple, Generic[M]):
     topic: str
     partition: int
     offset: int
+    said_origin: datetime | None = None
+
+    @property
+    def origin(self) -> datetime:
+        """Instant of the event that this one stems from, its own where it says no other, UTC."""
+        return self.said_origin or self.time
 
 
 def decode(topic: Topic, record: Any) -> Received[Any]:
@@ -63,4 +69,5 @@ def decode(topic: Topic, record: Any) -> Received[Any]:
         topic.name,
         record.partition,
         record.offset,
+        head.origin,
     )

@@ -105,6 +105,7 @@ class Service(Generic[S]):
         self._ready_checks: list[Callable[[], str | None]] = []
         self._routes: dict[Topic, Handler] = {}
         self._first: Topic | None = None
+        self._after_first: Task | None = None
         self._on_secret: list[tuple[str, Secret, Callable[[str], None]]] = []
 
     # ------------------------------------------------------------------ what app.py adds
@@ -118,6 +119,13 @@ class Service(Generic[S]):
         """
         self._routes = routes
         self._first = first
+
+    def after_first(self, act: Task) -> None:
+        """Do this at the start, after the first topic and before anything is served.
+
+        Weather puts it off: whoever needs it has a task that does it again.
+        """
+        self._after_first = act
 
     def serve(self, app: Any) -> None:
         """Serve this ASGI app on the HTTP port."""
@@ -335,6 +343,8 @@ class Service(Generic[S]):
         consumer, first = self._consumer, self._first
         if consumer is not None and first is not None:
             await self._patiently("kafka", lambda: consumer.catch_up(first))
+        if self._after_first is not None:
+            await self.unless_weather("after_first", self._after_first)
 
     def _is_standing_by(self) -> bool:
         return self._place is not None and self._place.is_waited_for
@@ -351,6 +361,8 @@ class Service(Generic[S]):
         assert self._pool is not None
         async with db.transaction(self._pool) as connection:
             await connection.execute("SELECT chassis_outbox_maintain()")
+            if self._relay is not None:
+                await self._relay.look(connection)
         async with db.transaction(self._pool) as connection:
             await db.ensure_days(connection, self._day_tables, self.clock.now().date())
 

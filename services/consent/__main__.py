@@ -12,8 +12,11 @@ if __name__ == "__main__":
     commands: dict[str, Command] = {
         "disclose": disclosures.disclose,
         "transfers": disclosures.transfers,
-        "accesses": disclosures.accesses,
+        "accesses": command.accesses,
         "verify": command.verify,
+        "anchors": command.anchors,
+        "anchor-keys": command.anchor_keys,
+        "receipt-keys": command.receipt_keys,
         "catalogue": command.catalogue,
         "import": proofs.import_old,
         "withdraw": proofs.withdraw,

@@ -12,11 +12,13 @@ from services.consent import catalogues, handlers, transfer_store, transfers
 from services.consent.classification import TABLES
 from services.consent.declaration import DECLARATION
 from services.consent.http import build_http
+from services.consent.receipts import Controller, Issuer
 from services.consent.registers import Teller
-from services.consent.settings import Settings
+from services.consent.settings import Settings, replace_apart
 from services.consent.store import INVARIANTS
+from services.consent.takings import EVERY_S, Takings
 from services.consent.transfer_store import ConsentStore
-from services.privacy import calendar
+from services.privacy import calendar, recipients
 from services.privacy.chain import SigningKeys
 from services.privacy.declare import by_day
 from services.privacy.erased import unless_erased
@@ -42,13 +44,17 @@ def build(settings: Settings | None = None) -> Service[Any]:
         day_tables=[DayTable(name) for name in by_day(TABLES)],
         invariants={**INVARIANTS, **transfer_store.INVARIANTS},
     )
+    anchor_keys = SigningKeys.from_json(settings.anchor_keys.get_secret_value())
+    proof_keys = SigningKeys.from_json(settings.proof_keys.get_secret_value())
+    service.on_secret("anchor_keys", lambda text: replace_apart(anchor_keys, text, proof_keys))
     receipt_keys = SigningKeys.from_json(settings.receipt_keys.get_secret_value())
     service.on_secret("receipt_keys", receipt_keys.replace)
+    takings = Takings(anchor_keys)
     executor = Executor(
         TABLES,
         simulation=settings.simulation,
         keys=receipt_keys,
-        hooks=Hooks(settle=handlers.forget_states),
+        hooks=Hooks(before_drop=takings.before_drop, settle=handlers.forget_states),
     )
     service.consume(
         {
@@ -59,11 +65,14 @@ def build(settings: Settings | None = None) -> Service[Any]:
         first=topics.RETENTION_ORDER,
     )
     retry_waiting_orders(service, executor)
-    anchor_keys = SigningKeys.from_json(settings.anchor_keys.get_secret_value())
-    service.on_secret("anchor_keys", anchor_keys.replace)
-    service.serve(build_http(service.transaction, anchor_keys))
+    service.on_secret("proof_keys", lambda text: replace_apart(proof_keys, text, anchor_keys))
+    issuer = Issuer(controller=Controller.of(settings), register=recipients.load(), keys=proof_keys)
+    service.serve(build_http(service.transaction, issuer))
     service.task(
         "anchors", lambda: service.weatherproof("anchors", lambda: _anchor(service, anchor_keys))
+    )
+    service.task(
+        "takings", lambda: service.weatherproof("takings", lambda: _look(service, takings))
     )
     service.task("years", lambda: service.weatherproof("years", lambda: _maintain_years(service)))
     service.task(
@@ -78,6 +87,12 @@ async def _tell(service: Service[Any], teller: Teller) -> None:
             told = teller.tell(ctx)
         teller.has_told(told, ctx.now)
         await sleep(_REGISTERS_EVERY_S)
+
+
+async def _look(service: Service[Any], takings: Takings) -> None:
+    while True:
+        if not await takings.look_through(service.transaction):
+            await sleep(EVERY_S)
 
 
 async def _maintain_years(service: Service[Any]) -> None:

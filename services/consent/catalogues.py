@@ -192,12 +192,14 @@ class Catalogue(_Data):
                 among.update({recipient_id(entry.recipient)} if entry.recipient else ())
         return {purpose: frozenset(among) for purpose, among in found.items()}
 
+    @property
+    def wordings(self) -> dict[str, str]:
+        """Language -> version of its wording."""
+        return {language: getattr(self.wording, language).version for language in LANGUAGES}
+
     def is_worded(self, wording_version: str | None, language: str | None) -> bool:
         """Whether a wording, in a language, is the one that was shown with this version."""
-        if language not in LANGUAGES:
-            return False
-        wording: Wording = getattr(self.wording, language)
-        return wording.version == wording_version
+        return wording_version is not None and wording_version == self.wordings.get(language or "")
 
 
 def recipient_id(name: str) -> str:

@@ -91,5 +91,7 @@ CLASSIFICATION: Classification = {
     # commitments whose salt goes with the record: of nobody once that is gone (K1, ADR 0022)
     "consent_chain": plain("part seq commitment hash"),
     "consent_chain_head": plain("part seq commitment hash"),
+    # numbers of links and an order's id (D4)
+    "consent_taking": plain("seq part order_id first_seqs last_seqs key_id signature"),
     "consent_anchor": plain("part anchored_on seq hash key_id signature"),
 }

@@ -1,9 +1,10 @@
-"""`python -m services.consent verify`, `catalogue` and `kept`: what a person types."""
+"""`python -m services.consent verify`, `anchors`, `catalogue`, …: what a person types."""
 
 import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from services.chassis.clock import SystemClock
@@ -16,7 +17,8 @@ from services.consent.declaration import DECLARATION
 from services.consent.settings import Settings
 from services.consent.store import Store
 from services.privacy import chain
-from services.privacy.chain import Entry, Fault, Finding, SigningKeys, VerifyKeys
+from services.privacy.accesses import accesses as read_accesses
+from services.privacy.chain import Anchor, Entry, Fault, Finding, SigningKeys, Taking, VerifyKeys
 from services.privacy.kept import kept as read_kept
 
 EXIT_REFUSED = 2
@@ -24,39 +26,139 @@ EXIT_NOT_INTACT = 3
 
 
 async def verify(arguments: Sequence[str]) -> int:
-    """Verify all chains of records and print what was found; 0: intact, 3: not."""
+    """Verify all chains of records and print what was found; 0: intact, 2: refused, 3: not."""
     parser = argparse.ArgumentParser(prog="python -m services.consent verify")
     parser.add_argument("--json", action="store_true", help="print JSON, not a table")
-    as_json: bool = parser.parse_args(arguments).json
+    parser.add_argument("--anchors", type=Path, help="anchors kept elsewhere: JSON lines")
+    asked = parser.parse_args(arguments)
+    try:
+        kept_anchors = None if asked.anchors is None else read_anchors(asked.anchors)
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"consent: refused: {error}\n")
+        return EXIT_REFUSED
     settings = Settings.load()
-    keys = VerifyKeys(SigningKeys.from_json(settings.secret("anchor_keys").read()).public())
+    keys = VerifyKeys(_anchor_keys(settings).public())
     results = []
-    for part in range(chain_store.PARTS):
+    for part in chain_store.ALL:
         async with transaction(
             settings.secret("database_url"), DECLARATION.name, Store, SystemClock()
         ) as ctx:
-            results.append(judge(await ctx.store.chain_part(part), keys))
-    sys.stdout.write(json.dumps(results, indent=2) + "\n" if as_json else _as_table(results))
+            # first, and locked: nothing is taken between this reading and the next one
+            takings = await ctx.store.chain_part(chain_store.TAKINGS)
+            is_of_takings = part == chain_store.TAKINGS
+            found = takings if is_of_takings else await ctx.store.chain_part(part)
+            results.append(judge(found, keys, proven(takings, keys), kept_anchors))
+    sys.stdout.write(json.dumps(results, indent=2) + "\n" if asked.json else _as_table(results))
     return 0 if all(result["intact"] for result in results) else EXIT_NOT_INTACT
 
 
-def judge(part: Part, keys: VerifyKeys) -> dict[str, Any]:
-    """Return what is to be said of one chain, in JSON's types."""
+async def anchors(arguments: Sequence[str]) -> int:
+    """Print all anchors as JSON lines, to be kept where nobody who owns the database can write."""
+    argparse.ArgumentParser(prog="python -m services.consent anchors").parse_args(arguments)
+    settings = Settings.load()
+    async with transaction(
+        settings.secret("database_url"), DECLARATION.name, Store, SystemClock()
+    ) as ctx:
+        found = await ctx.store.anchors()
+    sys.stdout.write("".join(f"{chain.anchor_text(one)}\n" for one in found))
+    return 0
+
+
+async def receipt_keys(arguments: Sequence[str]) -> int:
+    """Print the public keys by which the receipts of visitors verify."""
+    argparse.ArgumentParser(prog="python -m services.consent receipt-keys").parse_args(arguments)
+    text = Settings.load().secret("proof_keys").read()
+    return _print_keys(SigningKeys.from_json(text))
+
+
+async def anchor_keys(arguments: Sequence[str]) -> int:
+    """Print the public keys by which anchors and takings verify, for who keeps anchors."""
+    argparse.ArgumentParser(prog="python -m services.consent anchor-keys").parse_args(arguments)
+    return _print_keys(_anchor_keys(Settings.load()))
+
+
+def _anchor_keys(settings: Settings) -> SigningKeys:
+    return SigningKeys.from_json(settings.secret("anchor_keys").read())
+
+
+def _print_keys(keys: SigningKeys) -> int:
+    sys.stdout.write(json.dumps(keys.public(), indent=2) + "\n")
+    return 0
+
+
+def read_anchors(path: Path) -> list[Anchor]:
+    """Read anchors that were kept elsewhere.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: a line is no anchor of ours, or there is none; the text names the line.
+    """
+    found = []
+    names = {chain_store.chain_name(part) for part in chain_store.ALL}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            one = chain.read_anchor(line)
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from None
+        if one.chain not in names:
+            raise ValueError(f"line {number}: there is no such chain")
+        found.append(one)
+    if not found:
+        # what compares nothing must not say "intact"
+        raise ValueError("the file has no anchor")
+    return found
+
+
+def proven(part: Part, keys: VerifyKeys) -> list[Taking]:
+    """Return what orders took, as far as it is in the chain of takings and signed."""
     by_seq = {entry.seq: entry for entry in part.entries}
+    return [
+        one
+        for one in part.takings
+        if one.is_signed(keys)
+        and one.seq in by_seq
+        and chain.is_content_of(by_seq[one.seq], *part.contents[one.seq])
+    ]
+
+
+def judge(
+    part: Part,
+    keys: VerifyKeys,
+    takings: Sequence[Taking] = (),
+    kept_anchors: Sequence[Anchor] | None = None,
+) -> dict[str, Any]:
+    """Return what is to be said of one chain, in JSON's types.
+
+    Args:
+        takings: proven ones; a content that is gone by none of them is a finding.
+        kept_anchors: those kept elsewhere, of any chain; None = none were given.
+    """
+    kept_of_it = [one for one in kept_anchors or () if one.chain == part.name]
+    all_anchors = dict.fromkeys([*part.anchors, *kept_of_it])
+    by_seq = {entry.seq: entry for entry in part.entries}
+    gone = by_seq.keys() - part.contents.keys()
     findings = [
         *chain.verify(part.entries),
-        *chain.verify_anchors(by_seq, part.anchors, keys),
+        *chain.verify_anchors(by_seq, all_anchors, keys),
+        *chain.against_kept(part.anchors, kept_of_it, keys),
         *_against_head(part),
         *_against_contents(by_seq, part.contents),
         *(Finding(seq=seq, fault=Fault.FORGED) for seq in part.strays),
+        *(
+            Finding(seq=one.seq, fault=Fault.TAKING_FORGED)
+            for one in part.takings
+            if not one.is_signed(keys)
+        ),
+        *chain.against_takings(part.name, part.contents, gone, takings),
     ]
     return {
         "chain": part.name,
         "intact": not findings,
         "entries": len(part.entries),
-        # erased, or dropped with their year: what they said is gone, the chain is whole
-        "without_record": len({e.seq for e in part.entries} - part.contents.keys()),
+        # their period ended: what they said is gone, the chain is whole
+        "without_record": len(gone),
         "anchors": len(part.anchors),
+        **({} if kept_anchors is None else {"kept_anchors": len(kept_of_it)}),
         "findings": [_finding(finding) for finding in findings],
     }
 
@@ -87,15 +189,25 @@ def _finding(finding: Finding) -> dict[str, Any]:
     return {"seq": finding.seq, "fault": finding.fault.value}
 
 
+def _kept(result: Mapping[str, Any]) -> str:
+    return f" ({result['kept_anchors']} kept elsewhere)" if "kept_anchors" in result else ""
+
+
 def _as_table(results: Sequence[dict[str, Any]]) -> str:
     lines = []
     for result in results:
         said = ", ".join(f"{f['fault']} at {f['seq']}" for f in result["findings"]) or "intact"
         lines.append(
             f"{result['chain']}  {result['entries']} entries, {result['without_record']} without"
-            f" record, {result['anchors']} anchors: {said}"
+            f" record, {result['anchors']} anchors{_kept(result)}: {said}"
         )
     return "\n".join(lines) + "\n"
+
+
+async def accesses(arguments: Sequence[str]) -> int:
+    """Print who of the staff looked or acted; see `services/privacy/accesses.py`."""
+    url = Settings.load().secret("database_url")
+    return await read_accesses(arguments, service=DECLARATION.name, url=url)
 
 
 async def kept(arguments: Sequence[str]) -> int:

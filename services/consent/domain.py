@@ -5,7 +5,7 @@ repetition can change it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import groupby
@@ -52,6 +52,9 @@ class Refusal(StrEnum):
     SIGNAL_GIVES_NOTHING = "signal_gives_nothing"
 
 
+UNTIMELY = frozenset({Refusal.TOO_OLD, Refusal.FROM_THE_FUTURE})
+"""What can be right once a clock is: such an event is kept as a dead letter."""
+
 Key = tuple[UUID, str, str | None]
 """(`decision_id`, `purpose`, `recipient`)"""
 
@@ -86,6 +89,7 @@ class Decision:
         is_signal: said by the browser for the visitor; an answer of their own goes before it.
         named: recipients whom the version shown named for the purpose; an agreement to the purpose
             as a whole reaches them.
+        is_as_of_receipt: told with an instant that cannot be; taken as of when it came.
     """
 
     decision_id: UUID
@@ -95,6 +99,7 @@ class Decision:
     recipient: str | None = None
     is_signal: bool = False
     named: frozenset[str] = field(default=frozenset(), compare=False)
+    is_as_of_receipt: bool = field(default=False, compare=False)
 
     @property
     def key(self) -> Key:
@@ -161,7 +166,9 @@ def judge(
 
     What is necessary for the service rests on the contract, not on consent: it cannot be refused.
     What one event both gives and denies is not decided (in doubt, nothing is in force). A denial
-    counts whatever was shown; an agreement only to what was offered.
+    counts whatever was shown and whatever its clock said: with an instant that cannot be, it is
+    taken as of now, and nobody waits for it. An agreement counts only to what was offered, and with
+    an instant that can be.
 
     Args:
         offer: of the version and wording that were shown; None = nobody knows them.
@@ -169,10 +176,7 @@ def judge(
         is_signal: said by the browser for the visitor.
     """
     assert decided_at.tzinfo is not None
-    if decided_at < now - AGE_MAX:
-        return Judged(refusals=(Refusal.TOO_OLD,))
-    if decided_at > now + AHEAD_MAX:
-        return Judged(refusals=(Refusal.FROM_THE_FUTURE,))
+    untimely = _untimely(decided_at, now)
     decisions: list[Decision] = []
     refusals: list[Refusal] = []
     for purpose, recipient in dict.fromkeys((c.purpose, c.recipient) for c in choices):
@@ -182,6 +186,8 @@ def judge(
             refusal: Refusal | None = Refusal.PURPOSE_CONTRADICTED
         else:
             refusal = _refusal(choice, offer, known_recipients, is_signal=is_signal)
+        if choice.verdict not in DENIALS:
+            refusal = refusal or untimely
         if refusal is not None:
             refusals.append(refusal)
             continue
@@ -190,13 +196,20 @@ def judge(
                 decision_id=decision_id,
                 purpose=purpose,
                 verdict=choice.verdict,
-                decided_at=decided_at,
+                decided_at=now if untimely else decided_at,
                 recipient=recipient,
                 is_signal=is_signal,
                 named=named(offer, choice),
+                is_as_of_receipt=untimely is not None,
             )
         )
     return Judged(decisions=tuple(decisions), refusals=tuple(refusals))
+
+
+def _untimely(decided_at: datetime, now: datetime) -> Refusal | None:
+    if decided_at < now - AGE_MAX:
+        return Refusal.TOO_OLD
+    return Refusal.FROM_THE_FUTURE if decided_at > now + AHEAD_MAX else None
 
 
 def _refusal(
@@ -231,6 +244,22 @@ def named(offer: Offer | None, choice: Choice) -> frozenset[str]:
     return frozenset() if offer is None else offer.recipients.get(choice.purpose, frozenset())
 
 
+def as_last_word(decision: Decision, known: Iterable[Decision]) -> Decision:
+    """Return a denial that was taken as of its receipt so that nothing before it outlasts it.
+
+    An agreement may have been told some minutes ahead, and of one instant the higher id would win,
+    which follows from the wrong clock too.
+    """
+    if not decision.is_as_of_receipt:
+        return decision
+    instants = [one.decided_at for one in known if one.purpose == decision.purpose]
+    latest = max(instants, default=decision.decided_at - _TICK)
+    return replace(decision, decided_at=max(decision.decided_at, latest + _TICK))
+
+
+_TICK = timedelta(microseconds=1)
+
+
 class Novelty(StrEnum):
     """What a decision is to the ones already known."""
 
@@ -240,10 +269,18 @@ class Novelty(StrEnum):
 
 
 def compare(known: Mapping[Key, Decision], decision: Decision) -> Novelty:
-    """Say whether a decision is new; the same key with another content contradicts."""
+    """Say whether a decision is new; the same key with another content contradicts.
+
+    A denial that was taken as of its receipt comes again with the instant that it was told with, or
+    with that of another receipt: the first one stands.
+    """
     earlier = known.get(decision.key)
     if earlier is None:
         return Novelty.NEW
+    if decision.verdict in DENIALS and (
+        decision.is_as_of_receipt or earlier.decided_at < decision.decided_at
+    ):
+        decision = replace(decision, decided_at=earlier.decided_at)
     return Novelty.KNOWN if earlier == decision else Novelty.CONTRADICTS
 
 

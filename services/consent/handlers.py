@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date
+from datetime import date, datetime
 from functools import cache
 from uuid import UUID
 
@@ -74,14 +74,21 @@ def _record(ctx: Context[Store], fold: _Fold, received: Received[ConsentV1]) -> 
     )
     for refusal in judged.refusals:
         ctx.count(topics.CONSENT, f"refused_{refusal.value}")
+    if event.decision_id not in fold.loaded.owners:  # else it was judged before, and is known
+        for refusal in domain.UNTIMELY.intersection(judged.refusals):
+            # accepted at the door: it can be sent again once the clock is mended
+            ctx.dead_letter(received, refusal.value)
+    if any(decision.is_as_of_receipt for decision in judged.decisions):
+        ctx.count(topics.CONSENT, "taken_as_of_receipt")
     if not judged.decisions:
         return
-    subject = _subject(ctx, fold, received)
+    subject = _subject(ctx, fold, event.visitor_id, judged.decisions[0].decided_at)
     if fold.loaded.owners.setdefault(event.decision_id, subject.proof_id) != subject.proof_id:
         raise Poison("decision_of_another_visitor")
     known = fold.loaded.decisions.setdefault(subject.proof_id, {})
     earlier = domain.states_of(known.values())
-    fresh = [decision for decision in judged.decisions if _is_new(known, decision)]
+    decisions = [domain.as_last_word(decision, known.values()) for decision in judged.decisions]
+    fresh = [decision for decision in decisions if _is_new(known, decision)]
     known.update((decision.key, decision) for decision in fresh)
     fold.proofs.extend(_proof(event, decision, subject.proof_id) for decision in fresh)
     ctx.count(topics.CONSENT, "recorded" if fresh else "duplicate")
@@ -121,13 +128,13 @@ def _is_new(known: dict[Key, Decision], decision: Decision) -> bool:
             raise Poison("decision_contradicts")
 
 
-def _subject(ctx: Context[Store], fold: _Fold, received: Received[ConsentV1]) -> Subject:
+def _subject(ctx: Context[Store], fold: _Fold, visitor_id: UUID, decided_at: datetime) -> Subject:
     """Return the visitor's link, made or moved so that it lies in the first decision's day.
 
     One proof id per visitor; the row never follows later decisions, so that the link goes 7 x 24 h
     after the first of them (R-D5); a visit's life is shorter, so no visitor outlives the link.
     """
-    visitor_id, day = received.event.visitor_id, calendar.utc_date(received.time)
+    day = calendar.utc_date(decided_at)
     subject = fold.loaded.subjects.get(visitor_id)
     if subject is None:
         subject = Subject(visitor_id=visitor_id, proof_id=ctx.ids.new(), day=day)

@@ -11,17 +11,16 @@ from fastapi import FastAPI, HTTPException, Response
 from schemas.consent import ConsentStateV1
 from services.chassis.context import Context
 from services.consent import catalogues, domain, receipts
+from services.consent.handlers import known_recipients
 from services.consent.store import Store
 from services.consent.wire import to_wire
-from services.privacy.chain import SigningKeys
-
-CONTROLLER = "https://callpartner.de/"
 
 
 def build_http(
-    transaction: Callable[[], AbstractAsyncContextManager[Context[Store]]], keys: SigningKeys
+    transaction: Callable[[], AbstractAsyncContextManager[Context[Store]]],
+    issuer: receipts.Issuer,
 ) -> FastAPI:
-    """Return the app; `transaction` opens one, `keys` sign receipts."""
+    """Return the app; `transaction` opens one, `issuer` signs receipts."""
     app = FastAPI(title="consent", docs_url=None, redoc_url=None)
 
     @app.get("/v1/visitors/{visitor_id}/consent")
@@ -34,10 +33,10 @@ def build_http(
     async def receipts_of(visitor_id: UUID) -> Response:
         """Return the signed receipts of a visitor's decisions; of a withdrawal a termination."""
         async with transaction() as ctx:
-            recorded = await ctx.store.recorded_of(visitor_id)
-        signed = receipts.receipts(recorded, controller=CONTROLLER, keys=keys)
+            recorded, now = await ctx.store.recorded_of(visitor_id), ctx.now
         # in the very bytes that were signed, so that others can verify without our code
-        content = b"[" + b",".join(map(receipts.as_json, signed)) + b"]"
+        signed = map(receipts.as_json, receipts.receipts(recorded, issuer, now))
+        content = b"[" + b",".join(receipts.newest(list(signed))) + b"]"
         return Response(content, media_type="application/ld+json")
 
     @app.get("/v1/visitors/{visitor_id}/consent-mode")
@@ -65,10 +64,11 @@ def build_http(
 
     @app.get("/v1/receipt-keys")
     async def receipt_keys() -> dict[str, str]:
-        """Return the public keys (Ed25519, hex) by which receipts and anchors verify."""
-        return keys.public()
+        """Return the public keys (Ed25519, hex) by which receipts verify."""
+        return issuer.keys.public()
 
     _serve_catalogues(app, transaction)
+    _serve_offers(app)
     return app
 
 
@@ -89,6 +89,25 @@ def _serve_catalogues(
         if found is None:
             raise HTTPException(404, "no such catalogue was published")
         return _shown(found, language)
+
+
+def _serve_offers(app: FastAPI) -> None:
+    @app.get("/v1/offers")
+    async def offers() -> dict[str, Any]:
+        """Return what each published version offers to agree to, and who has a name (R-F2).
+
+        For the door: what is not in here would be refused by `domain.judge`.
+        """
+        named: dict[str, list[str]] = {}
+        for purpose, recipient in sorted(known_recipients()):
+            named.setdefault(purpose, []).append(recipient)
+        return {
+            "versions": {
+                version: {"wordings": one.wordings, "recipients": one.recipients}
+                for version, one in catalogues.known().by_version.items()
+            },
+            "recipients": named,
+        }
 
 
 def _asks(heard: Sequence[receipts.Recorded], now: datetime) -> bool:

@@ -3,33 +3,36 @@
 Consents from before 25 May 2018 hang on no visitor: they are imported with what is known of them,
 each under a proof id of its own, and are withdrawn by it, as any other consent is by the proof id
 of its receipt (R-F3). The reference that the controller knows a person by goes out again beside the
-proof id and is kept nowhere here (ADR 0013).
+proof id and is kept nowhere here (ADR 0013). What staff does stands in the access log first (R-C5).
 """
 
 import argparse
 import hashlib
+import json
 import secrets
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from schemas import topics
-from schemas.consent import ConsentMethod
 from schemas.retention import DataKind
 from services.chassis.context import Context
-from services.consent import domain
+from services.consent import domain, receipts
 from services.consent.disclosures import Desk, RefusedError, guarded
 from services.consent.domain import Decision, Verdict
+from services.consent.receipts import Controller, Issuer, Recorded
+from services.consent.settings import Settings
 from services.consent.store import Known, Proof
 from services.consent.transfer_store import ConsentStore
 from services.consent.wire import to_wire
-from services.privacy import calendar, chain
-from services.privacy.access_log import Access, Reason
+from services.privacy import calendar, chain, recipients
+from services.privacy.access_log import Access, AccessLog, Act, Reason
+from services.privacy.chain import SigningKeys
 
 BEFORE = datetime(2018, 5, 24, 22, tzinfo=UTC)
 """The instant from which the GDPR applies: 25 May 2018, 0:00 in Berlin."""
@@ -54,6 +57,14 @@ class OldMethod(StrEnum):
     UNKNOWN = "unknown"
 
 
+class StaffMethod(StrEnum):
+    """By what means a person asked staff for a withdrawal."""
+
+    EMAIL = "email"
+    LETTER = "letter"
+    TELEPHONE = "telephone"
+
+
 class OldConsent(BaseModel):
     """One line of the file.
 
@@ -62,6 +73,7 @@ class OldConsent(BaseModel):
         valid_until: until when it is relied on at most (Berlin); the proof's period counts from it.
         wording: what was agreed to, as it stood there; its SHA-256 is kept.
         proof_id: of an earlier import: such a line is printed again and nothing else.
+        did: what an earlier import did with it; of no effect, as is `receipt`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -74,13 +86,29 @@ class OldConsent(BaseModel):
     language: Annotated[str | None, Field(pattern=r"^[a-z]{2}$")] = None
     wording: Annotated[str | None, Field(min_length=1, max_length=100_000)] = None
     proof_id: UUID | None = None
+    did: str | None = None
+    receipt: dict[str, Any] | None = None
+
+
+class Did(StrEnum):
+    """What an import did with a line."""
+
+    IMPORTED = "imported"
+    KNOWN = "known"
+    """It had been imported: nothing was done."""
+    NOT_FOUND = "not_found"
+    """It says a proof id of which nothing is recorded (any more): nothing was done."""
 
 
 async def import_old(arguments: Sequence[str]) -> int:
-    """`import <file>`: JSON lines in, the same with proof ids out; all of them or none."""
+    """`import <file>`: JSON lines in, the same with proof ids and receipts out; all or none.
+
+    The same file again, after a crash say, imports nothing twice.
+    """
     parser = argparse.ArgumentParser(prog="python -m services.consent import")
     parser.add_argument("file", type=Path, help="one JSON object a line; see proofs.py")
     parser.add_argument("--as", dest="staff_id", required=True, help="staff-1")
+    parser.add_argument("--case", dest="case_number", help="EINW-2026-17")
     return await guarded(_import_old(Desk.load(), parser.parse_args(arguments)))
 
 
@@ -89,6 +117,13 @@ async def withdraw(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m services.consent withdraw")
     parser.add_argument("--proof", dest="proof_id", required=True, type=UUID, help="of the receipt")
     parser.add_argument("--as", dest="staff_id", required=True)
+    parser.add_argument(
+        "--method", type=StaffMethod, choices=list(StaffMethod), required=True, help="as asked for"
+    )
+    parser.add_argument(
+        "--reason", type=Reason, choices=list(Reason), default=Reason.PERSON_REQUEST
+    )
+    parser.add_argument("--case", dest="case_number", help="EINW-2026-17")
     parser.add_argument("--purpose", type=OldPurpose, choices=list(OldPurpose), help="only this")
     return await guarded(_withdraw(Desk.load(), parser.parse_args(arguments)))
 
@@ -134,25 +169,118 @@ def _read_line(number: int, line: str, today: date) -> OldConsent:
 
 async def _import_old(desk: Desk, asked: argparse.Namespace) -> list[dict[str, Any]]:
     desk.check(asked.staff_id)
-    text = asked.file.read_text(encoding="utf-8")
-    async with desk.transaction() as ctx:
-        consents = read(text, calendar.berlin_date(ctx.now))
+    try:
+        text = asked.file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise RefusedError("the file cannot be read as text") from None
+    consents = read(text, calendar.berlin_date(desk.clock.now()))
+    access = Access(
+        staff_id=asked.staff_id,
+        reason=Reason.ACCOUNTABILITY,
+        case_number=asked.case_number,
+        kind=DataKind.CONSENT_RECORD,
+        act=Act.IMPORT,
+        means=tuple(sorted({old.method.value for old in consents})),
+    )
+    issuer = _issuer()
+    async with AccessLog(desk.transaction).accessing(access) as acting, desk.transaction() as ctx:
+        await ctx.store.import_alone()
         await ctx.store.maintain_years()
-        told = [(old, old.proof_id or ctx.ids.new()) for old in consents]
-        proofs = [
-            made for old, proof_id in told if old.proof_id is None
-            for made in _proofs(ctx, old, proof_id)
-        ]  # fmt: skip
-        await ctx.store.save(proofs, (), {})
+        importer = _Importer(ctx, issuer.keys)
+        lines = await importer.take(consents)
+        await ctx.store.save(importer.proofs, (), {})
+        acting.count(len(importer.proofs))
+        recorded = await ctx.store.recorded_under({line.proof_id for line in lines})
+    shown = {
+        one["receipt"]["dpv:hasRecordOfActivity"]["dct:identifier"]: one
+        for one in _receipts([one for one in recorded if one.verdict is Verdict.GIVEN], issuer, ctx)
+    }
+    given_as = {one.proof_id: str(one.decision_id) for one in recorded if _is_old(one)}
     return [
-        {**old.model_dump(mode="json", exclude_none=True), "proof_id": str(proof_id)}
-        for old, proof_id in told
+        {
+            **old.model_dump(mode="json", exclude_none=True, exclude={"did", "receipt"}),
+            "proof_id": str(line.proof_id),
+            "did": line.did.value,
+            "receipt": shown.get(given_as.get(line.proof_id, "")),
+        }
+        for old, line in zip(consents, lines, strict=True)
     ]
 
 
-def _proofs(ctx: Context[ConsentStore], old: OldConsent, proof_id: UUID) -> list[Proof]:
+def _is_old(one: Recorded) -> bool:
+    return one.verdict is Verdict.GIVEN and one.decided_at < BEFORE
+
+
+class _Line(NamedTuple):
+    """What became of a line."""
+
+    proof_id: UUID
+    did: Did
+
+
+class _Importer:
+    """Takes lines into one transaction; what is recorded of them already is left as it is.
+
+    Attributes:
+        proofs: to be saved.
+    """
+
+    def __init__(self, ctx: Context[ConsentStore], keys: SigningKeys) -> None:
+        """Take the transaction and the keys by which ids follow from lines."""
+        self._ctx = ctx
+        self._keys = keys
+        self.proofs: list[Proof] = []
+        self._known: dict[UUID, dict[str, Recorded]] = {}
+
+    async def take(self, consents: Sequence[OldConsent]) -> list[_Line]:
+        """Take all lines.
+
+        Raises:
+            RefusedError: a line says something else of a consent than what was imported.
+        """
+        ids = [ids_of(old, self._keys) for old in consents]
+        given = {old.proof_id for old in consents if old.proof_id is not None}
+        candidates = given.union(*ids)
+        for one in await self._ctx.store.recorded_under(candidates):
+            if one.verdict is Verdict.GIVEN:
+                self._known.setdefault(one.proof_id, {})[one.purpose] = one
+        return [
+            self._take(number, old, among)
+            for number, (old, among) in enumerate(zip(consents, ids, strict=True), start=1)
+        ]
+
+    def _take(self, number: int, old: OldConsent, ids: Sequence[UUID]) -> _Line:
+        if old.proof_id is not None:
+            return _Line(old.proof_id, Did.KNOWN if old.proof_id in self._known else Did.NOT_FOUND)
+        proof_id = next((one for one in ids if one in self._known), ids[0])
+        known = self._known.setdefault(proof_id, {})
+        told = {one.decision.purpose: one for one in _proofs(old, proof_id)}
+        new = [one for purpose, one in told.items() if purpose not in known]
+        for purpose, one in told.items():
+            before = known.setdefault(purpose, _as_recorded(one))
+            if _facts(before) != _facts(_as_recorded(one)):
+                raise RefusedError(f"line {number}: it was imported with other facts")
+        self.proofs += new
+        return _Line(proof_id, Did.IMPORTED if new else Did.KNOWN)
+
+
+def ids_of(old: OldConsent, keys: SigningKeys) -> list[UUID]:
+    """Return the proof ids that follow from whose consent it is and when it was given.
+
+    The same line again has the same id, and nobody finds the person's by trying references
+    without a key; after a rotation the older ones are looked for too.
+    """
+    natural = {"reference": old.reference, "given_at": old.given_at}
+    derived = keys.derived(b"import\0" + chain.canonical(natural))
+    return [UUID(bytes=each[:16], version=4) for each in derived]
+
+
+def _proofs(old: OldConsent, proof_id: UUID) -> list[Proof]:
     wording = None if old.wording is None else hashlib.sha256(old.wording.encode()).hexdigest()
-    decision_id = ctx.ids.new()
+    # one decision a proof: it has no other id of its own
+    decision_id = UUID(
+        bytes=hashlib.sha256(b"decision\0" + proof_id.bytes).digest()[:16], version=4
+    )
     return [
         Proof(
             decision=Decision(
@@ -172,42 +300,99 @@ def _proofs(ctx: Context[ConsentStore], old: OldConsent, proof_id: UUID) -> list
     ]
 
 
+def _as_recorded(proof: Proof) -> Recorded:
+    return Recorded(
+        decision_id=proof.decision.decision_id,
+        proof_id=proof.proof_id,
+        purpose=proof.decision.purpose,
+        verdict=proof.decision.verdict,
+        method=proof.method,
+        decided_at=proof.decision.decided_at,
+        ends_on=proof.ends_on,
+        wording_version=proof.wording_version,
+        language=proof.language,
+    )
+
+
+def _facts(one: Recorded) -> tuple[object, ...]:
+    return one.ends_on, one.method, one.wording_version, one.language, one.decided_at
+
+
+def _issuer() -> Issuer:
+    settings = Settings.load()
+    keys = SigningKeys.from_json(settings.secret("proof_keys").read())
+    return Issuer(controller=Controller.of(settings), register=recipients.load(), keys=keys)
+
+
+def _receipts(
+    recorded: Sequence[Recorded], issuer: Issuer, ctx: Context[ConsentStore]
+) -> list[dict[str, Any]]:
+    """Return signed receipts as JSON has them."""
+    signed = receipts.receipts(recorded, issuer, ctx.now)
+    return [json.loads(receipts.as_json(one)) for one in signed]
+
+
 async def _withdraw(desk: Desk, asked: argparse.Namespace) -> dict[str, Any]:
     desk.check(asked.staff_id)
-    async with desk.transaction() as ctx:
-        visitor_id = await ctx.store.visitor_of(asked.proof_id)
-        if visitor_id is not None:
-            # locked, as a decision by the page would: neither overlooks the other
-            await ctx.store.load([visitor_id], ())
-        known = await ctx.store.known_of(asked.proof_id)
-        ending = [
-            purpose for purpose in in_force(known, calendar.berlin_date(ctx.now))
-            if asked.purpose in (None, purpose)
-        ]  # fmt: skip
-        if not ending:
-            raise RefusedError("nothing of that is in force under this proof id")
-        decisions = [
-            Decision(
-                decision_id=ctx.ids.new(),
-                purpose=purpose,
-                verdict=Verdict.WITHDRAWN,
-                decided_at=ctx.now,
-            )
-            for purpose in ending
-        ]
-        await ctx.store.save([_withdrawal(one, asked.proof_id) for one in decisions], (), {})
-        if visitor_id is not None:
-            states = domain.states_of([*(one.decision for one in known), *decisions])
-            ctx.outbox.add(topics.CONSENT_STATE, to_wire(visitor_id, states))
-    return {"proof_id": asked.proof_id, "withdrawn": ending, "at": decisions[0].decided_at}
+    access = Access(
+        staff_id=asked.staff_id,
+        reason=asked.reason,
+        case_number=asked.case_number,
+        kind=DataKind.CONSENT_RECORD,
+        act=Act.WITHDRAW,
+        means=(asked.method.value,),
+    )
+    issuer = _issuer()
+    async with AccessLog(desk.transaction).accessing(access) as acting, desk.transaction() as ctx:
+        decisions = await _end(ctx, asked)
+        acting.count(len(decisions))
+        ended = await ctx.store.recorded_as({one.decision_id for one in decisions})
+        (receipt,) = _receipts(ended, issuer, ctx)
+    return {
+        "proof_id": asked.proof_id,
+        "withdrawn": [one.purpose for one in decisions],
+        "at": decisions[0].decided_at,
+        "receipt": receipt,
+    }
 
 
-def _withdrawal(decision: Decision, proof_id: UUID) -> Proof:
+async def _end(ctx: Context[ConsentStore], asked: argparse.Namespace) -> list[Decision]:
+    """Record that what is in force under a proof id ends; tell senders where it has a visitor."""
+    visitor_id = await ctx.store.visitor_of(asked.proof_id)
+    if visitor_id is not None:
+        # locked, as a decision by the page would: neither overlooks the other
+        await ctx.store.load([visitor_id], ())
+    known = await ctx.store.known_of(asked.proof_id)
+    ending = [
+        purpose for purpose in in_force(known, calendar.berlin_date(ctx.now))
+        if asked.purpose in (None, purpose)
+    ]  # fmt: skip
+    if not ending:
+        raise RefusedError("nothing of that is in force under this proof id")
+    decision_id = ctx.ids.new()
+    decisions = [
+        Decision(
+            decision_id=decision_id,
+            purpose=purpose,
+            verdict=Verdict.WITHDRAWN,
+            decided_at=ctx.now,
+        )
+        for purpose in ending
+    ]
+    proofs = [_withdrawal(one, asked.proof_id, asked.method) for one in decisions]
+    await ctx.store.save(proofs, (), {})
+    if visitor_id is not None:
+        states = domain.states_of([*(one.decision for one in known), *decisions])
+        ctx.outbox.add(topics.CONSENT_STATE, to_wire(visitor_id, states))
+    return decisions
+
+
+def _withdrawal(decision: Decision, proof_id: UUID, method: StaffMethod) -> Proof:
     return Proof(
         decision=decision,
         proof_id=proof_id,
         ends_on=calendar.berlin_date(decision.decided_at + domain.VISIT_LIFE),
-        method=ConsentMethod.EMAIL.value,
+        method=method.value,
         salt=secrets.token_bytes(chain.SALT_BYTES),
     )
 
@@ -232,9 +417,11 @@ async def _proof(desk: Desk, asked: argparse.Namespace) -> dict[str, Any]:
     )
     async with desk.access_log().accessing(access) as reading, desk.transaction() as ctx:
         known = await ctx.store.known_of(asked.proof_id)
+        recorded = await ctx.store.recorded_under({asked.proof_id})
         reading.count(len(known))
     return {
         "proof_id": asked.proof_id,
+        "receipts": _receipts(recorded, _issuer(), ctx),
         "in_force": in_force(known, calendar.berlin_date(ctx.now)),
         "records": [
             {

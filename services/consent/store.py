@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, datetime
 from uuid import UUID
 
 import asyncpg
@@ -12,11 +12,22 @@ from services.consent import catalogues, chain_store, domain
 from services.consent.domain import Choice, Decision, Key, Verdict
 from services.consent.receipts import Recorded
 from services.privacy import chain
-from services.privacy.invariants import D1_NO_DAY_PARTITION_TOO_OLD, D2_INVARIANTS
+from services.privacy.invariants import (
+    D1_NO_DAY_PARTITION_TOO_OLD,
+    D1_NO_YEAR_PARTITION_TOO_OLD,
+    D2_INVARIANTS,
+)
 
 DECISIONS_PER_PURPOSE_MAX = 256
 """Newest decisions per visitor and purpose that are read: a bound, far above what a person does."""
 
+RECEIPTS_MAX = 64
+"""Newest decisions of a visitor's own about a purpose that are shown again."""
+RECEIPTS_WITHOUT_ANSWER_MAX = 16
+"""The same of a browser's signals, of questions closed, and of questions shown."""
+
+IMPORT_LOCK = 7_411_033
+"""Beside the chassis' and the executor's locks."""
 SIGNAL = "signal"
 """The method of what a browser says for the visitor."""
 
@@ -33,6 +44,8 @@ _INSERT_RECORDS = """
 INVARIANTS = {
     **D2_INVARIANTS,
     "d1_no_day_partition_too_old": D1_NO_DAY_PARTITION_TOO_OLD,
+    # D1: a failure means that a year outlived its rule; did its order arrive?
+    "d1_no_year_partition_too_old": D1_NO_YEAR_PARTITION_TOO_OLD,
     # one proof per visitor, one visitor per proof
     "one_proof_per_visitor": """
         SELECT count(*) FROM (
@@ -166,33 +179,55 @@ class Store:
         return found
 
     async def recorded_of(self, visitor_id: UUID) -> list[Recorded]:
-        """Return a visitor's records with what a receipt says; nothing once the link has gone."""
+        """Return a visitor's newest decisions, whole, with what a receipt says.
+
+        Nothing once the link has gone. What the visitor chose, what their browser says and a
+        question without an answer are counted apart: a page shown often must not hide a choice.
+        """
         rows = await self._connection.fetch(
             """
-            SELECT decision_id, purpose, recipient, r.proof_id, decision, catalogue_version,
-                wording_version, language, method, page, decided_at
-            FROM consent_record r JOIN consent_subject s USING (proof_id)
-            WHERE visitor_id = $1 ORDER BY decided_at DESC, decision_id, purpose LIMIT $2
+            WITH mine AS (
+                SELECT r.* FROM consent_record r JOIN consent_subject s USING (proof_id)
+                WHERE visitor_id = $1
+            ), counted AS (
+                SELECT decision_id, decision = ANY($2) AS is_no_answer, method = $3 AS is_signal,
+                    dense_rank() OVER (
+                        PARTITION BY purpose, decision = ANY($2), decision = 'served', method = $3
+                        ORDER BY decided_at DESC, decision_id DESC
+                    ) AS nth
+                FROM mine
+            )
+            SELECT * FROM mine
+            WHERE decision_id IN (
+                SELECT decision_id FROM counted
+                WHERE nth <= CASE WHEN is_no_answer OR is_signal THEN $4::int ELSE $5::int END
+            )
             """,
             visitor_id,
-            DECISIONS_PER_PURPOSE_MAX,
+            [verdict.value for verdict in domain.NO_ANSWER],
+            SIGNAL,
+            RECEIPTS_WITHOUT_ANSWER_MAX,
+            RECEIPTS_MAX,
         )
-        return [
-            Recorded(
-                decision_id=row["decision_id"],
-                proof_id=row["proof_id"],
-                purpose=row["purpose"],
-                recipient=row["recipient"] or None,
-                verdict=Verdict(row["decision"]),
-                catalogue_version=row["catalogue_version"],
-                wording_version=row["wording_version"],
-                language=row["language"],
-                method=row["method"],
-                page=row["page"],
-                decided_at=row["decided_at"],
-            )
-            for row in rows
-        ]
+        return _recorded(rows)
+
+    async def import_alone(self) -> None:
+        """Wait for another import to end: both would find that nothing is recorded yet."""
+        await self._connection.execute("SELECT pg_advisory_xact_lock($1)", IMPORT_LOCK)
+
+    async def recorded_under(self, proof_ids: Collection[UUID]) -> list[Recorded]:
+        """Return what is recorded under proof ids, with what a receipt says."""
+        rows = await self._connection.fetch(
+            "SELECT * FROM consent_record WHERE proof_id = ANY($1)", list(proof_ids)
+        )
+        return _recorded(rows)
+
+    async def recorded_as(self, decision_ids: Collection[UUID]) -> list[Recorded]:
+        """Return what was recorded of decisions, whoever's they are, with what a receipt says."""
+        rows = await self._connection.fetch(
+            "SELECT * FROM consent_record WHERE decision_id = ANY($1)", list(decision_ids)
+        )
+        return _recorded(rows)
 
     async def save(
         self, proofs: Sequence[Proof], subjects: Iterable[Subject], before: Mapping[UUID, Subject]
@@ -238,6 +273,32 @@ class Store:
         """Sign the end of each chain once a day; return how many were signed."""
         return await chain_store.anchor(self._connection, keys, day)
 
+    async def going(self, since: date, until: date) -> chain_store.RangesOf:
+        """Return the numbers of sound records that end in these days; see `chain_store`."""
+        return await chain_store.going(self._connection, since, until)
+
+    async def next_day(self, after: date, until: date) -> date | None:
+        """Return the next day on which a record ends; None = there is none before `until`."""
+        return await chain_store.next_day(self._connection, after, until)
+
+    async def has_at_most(self, n_rows: int, until: date) -> bool:
+        """Whether no more than so many records end before a day."""
+        return await chain_store.has_at_most(self._connection, n_rows, until)
+
+    async def close_chains(self) -> None:
+        """Let nobody append a record until the transaction's end."""
+        await chain_store.close_chains(self._connection)
+
+    async def leave_takings(
+        self, keys: chain.SigningKeys, order_id: UUID, ranges: chain_store.RangesOf
+    ) -> None:
+        """Say which records an order takes; see `chain_store`."""
+        await chain_store.leave_takings(self._connection, keys, order_id, ranges)
+
+    async def anchors(self) -> list[chain.Anchor]:
+        """Return all anchors, the oldest first."""
+        return await chain_store.read_anchors(self._connection, chain_store.ALL)
+
     async def chain_part(self, part: int) -> chain_store.Part:
         """Read all of one chain, to verify it."""
         return await chain_store.read_part(self._connection, part)
@@ -265,6 +326,8 @@ class Store:
         await self._connection.execute("SELECT consent_year_maintain()")
 
     async def _records(self, proof_ids: list[UUID]) -> list[asyncpg.Record]:
+        if not proof_ids:
+            return []  # a poll of first choices: as a rule
         rows: list[asyncpg.Record] = await self._connection.fetch(
             """
             SELECT decision_id, purpose, recipient, decision, method, catalogue_version,
@@ -300,6 +363,56 @@ def _decision(row: asyncpg.Record) -> Decision:
         is_signal=row["method"] == SIGNAL,
         named=domain.named(offer, choice),
     )
+
+
+def _recorded(rows: Sequence[asyncpg.Record]) -> list[Recorded]:
+    # once for all rows: it is the hash of a whole catalogue, a millisecond each
+    hashes = {
+        shown: _shown_hash(*shown)
+        for shown in {(r["catalogue_version"], r["wording_version"], r["language"]) for r in rows}
+    }
+    return [
+        Recorded(
+            decision_id=row["decision_id"],
+            proof_id=row["proof_id"],
+            purpose=row["purpose"],
+            recipient=row["recipient"] or None,
+            verdict=Verdict(row["decision"]),
+            catalogue_version=row["catalogue_version"],
+            wording_version=row["wording_version"],
+            language=row["language"],
+            method=row["method"],
+            page=row["page"],
+            decided_at=row["decided_at"],
+            ends_on=row["ends_on"],
+            named=_named(row["catalogue_version"], row["purpose"], row["decided_at"]),
+            shown_hash=hashes[row["catalogue_version"], row["wording_version"], row["language"]],
+        )
+        for row in rows
+    ]
+
+
+def _shown_hash(version: str | None, wording: str | None, language: str | None) -> str | None:
+    if version is None:
+        # from before there were catalogues: the wording's own hash
+        return wording
+    shown = catalogues.known().by_version.get(version)
+    if shown is None or language is None or language not in catalogues.LANGUAGES:
+        return None
+    return shown.hash(language)
+
+
+def _named(version: str | None, purpose: str, at: datetime) -> frozenset[str]:
+    """Return who would get something: by the version shown, else by the one in force."""
+    known = catalogues.known()
+    offer = known.offer(version)
+    if offer is None and version is None:
+        try:
+            offer = known.offer(known.in_force(at).version)
+        except catalogues.CatalogueError:
+            # before the first one: only the controller is known
+            return frozenset()
+    return frozenset() if offer is None else offer.recipients.get(purpose, frozenset())
 
 
 def _content(proof: Proof) -> bytes:

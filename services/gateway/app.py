@@ -14,6 +14,7 @@ from services.gateway.door import RateLimit, RateLimits, Visits
 from services.gateway.http import Parts, build_http
 from services.gateway.live import TOPICS, Live, LiveLimits
 from services.gateway.metrics import Metrics
+from services.gateway.offers import Offers
 from services.gateway.partner import PartnerAds
 from services.gateway.reads import Reads
 from services.gateway.settings import Settings
@@ -44,6 +45,7 @@ def build() -> Service[None]:
     )
     reads = make_reads(settings, metrics)
     threat = Threat(reads, service.clock)
+    offers = Offers(reads, service.clock)
     limits = make_limits(settings, service.clock, metrics)
     live = Live(
         limits=make_live_limits(settings),
@@ -63,6 +65,7 @@ def build() -> Service[None]:
                 sender=producer,
                 reads=reads,
                 threat=threat,
+                offers=offers,
                 visits=visits,
                 tickets=ticket_keys,
                 limits=limits,
@@ -74,6 +77,15 @@ def build() -> Service[None]:
             )
         )
     )
+    _push(service, settings, live)
+    service.task("threat", threat.run)
+    service.task("offers", offers.run)
+    service.ready_when(threat.problem)
+    service.task("forget", lambda: _forget_for_ever(limits, reads))
+    return service
+
+
+def _push(service: Service[None], settings: Settings, live: Live) -> None:
     tail = Tail(
         settings.kafka,
         prefix=settings.kafka_prefix,
@@ -81,11 +93,7 @@ def build() -> Service[None]:
         on_record=live.on_record,
     )
     service.task("tail", tail.run)
-    service.task("threat", threat.run)
-    service.ready_when(threat.problem)
-    service.task("forget", lambda: _forget_for_ever(limits, reads))
     service.ready_when(lambda: None if tail.ready.is_set() else "push side does not read yet")
-    return service
 
 
 def _make_partner_ads(

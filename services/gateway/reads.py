@@ -1,11 +1,12 @@
 """Reads from the services by GET (the gateway writes only by Kafka)."""
 
+from collections.abc import Mapping
 from datetime import datetime
-from typing import TypeVar
+from typing import Annotated, TypeVar
 from uuid import UUID
 
 import httpx
-from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from schemas.call import CallStatus
 from schemas.wire import Milliseconds, Reason
@@ -47,6 +48,34 @@ class ThreatView(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     kept_until: AwareDatetime | None
+
+
+class Offer(BaseModel):
+    """One published version.
+
+    Attributes:
+        wordings: language -> version of its wording.
+        recipients: purpose -> ids of who is named for it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    wordings: Mapping[str, str]
+    recipients: Mapping[str, frozenset[str]]
+
+
+class OffersView(BaseModel):
+    """What consent answers.
+
+    Attributes:
+        versions: by name, old ones too: who was shown one may still answer it.
+        recipients: purpose -> everybody about whom something can be said by name.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    versions: Annotated[Mapping[str, Offer], Field(min_length=1)]
+    recipients: Mapping[str, frozenset[str]]
 
 
 class AwayError(Exception):
@@ -95,11 +124,13 @@ class Reads:
         owner = {"visitor_id": str(visitor_id)}
         return await self._get("call_control", url, owner, traceparent, CallView)
 
-    async def consent(self, path: str, query: dict[str, str], traceparent: str) -> bytes:
+    async def consent(self, path: str, query: dict[str, str], traceparent: str) -> bytes | None:
         """Return what consent answers, in its very bytes: receipts are signed over them.
 
+        None: it has no such thing.
+
         Raises:
-            AwayError: consent is away, or has no such thing.
+            AwayError: consent is away.
         """
         if self._consent_url is None:
             self._metrics.reads.labels("consent", "away").inc()
@@ -111,6 +142,9 @@ class Reads:
                 params=query,
                 headers={"traceparent": trace.child(traceparent)},
             ) as response:
+                if response.status_code == httpx.codes.NOT_FOUND:
+                    self._metrics.reads.labels("consent", "missing").inc()
+                    return None
                 response.raise_for_status()
                 found = await _body(response, _CONSENT_BYTES_MAX)
         except (httpx.HTTPError, AwayError) as error:
@@ -119,6 +153,18 @@ class Reads:
             raise AwayError("consent") from None
         self._metrics.reads.labels("consent", "found").inc()
         return found
+
+    async def offers(self, traceparent: str) -> OffersView:
+        """Return what each published catalogue offers.
+
+        Raises:
+            AwayError: consent is away.
+        """
+        content = await self.consent("/v1/offers", {}, traceparent)
+        try:
+            return OffersView.model_validate_json(content or b"")
+        except ValidationError:
+            raise AwayError("consent") from None
 
     async def threat(self, traceparent: str) -> ThreatView:
         """Return until when full addresses may be kept.

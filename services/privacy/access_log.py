@@ -1,4 +1,4 @@
-"""The access log: whoever of the staff reads personal data is recorded first (R-C5, R-D10).
+"""The access log: who of the staff reads or changes personal data is recorded first (R-C5, R-D10).
 
 An entry is written in a transaction of its own before anything is read, and a second one with the
 number of rows before they are handed out. The log holds no personal data of those it is about: whom
@@ -33,6 +33,7 @@ TABLE = Table(
 )
 """Every service with personal data names it among its tables, so that orders reach it."""
 
+ACCESSES_MAX = 10_000
 _STAFF_ID = re.compile(r"staff-[1-9][0-9]{0,5}")
 _CASE_NUMBER = re.compile(r"[A-Z]{2,8}-20[0-9]{2}-[0-9]{1,5}")
 
@@ -53,6 +54,16 @@ class Reason(StrEnum):
     """R-C3."""
     FAULT = "fault"
     """Something broke, and its record says why."""
+    ACCOUNTABILITY = "accountability"
+    """What must be provable is taken over (Art. 5(2), 7(1) GDPR); no reason to read."""
+
+
+class Act(StrEnum):
+    """What staff does with the data."""
+
+    READ = "read"
+    IMPORT = "import"
+    WITHDRAW = "withdraw"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +76,7 @@ class Access:
         subject: what `looked_for` is; None where the access is about nobody in particular.
         looked_for: the number, address or visitor's id; it is hashed and not kept.
         protection_id: of the hold or restriction whose store is read; None = none is.
+        means: by which it was asked for, closed words (`email`, `letter`, …); sorted.
 
     Raises:
         ValueError: an id or number is not of its form, so that nothing personal hides in it.
@@ -77,12 +89,16 @@ class Access:
     subject: Subject | None = None
     looked_for: str | None = None
     protection_id: UUID | None = None
+    act: Act = Act.READ
+    means: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if _STAFF_ID.fullmatch(self.staff_id) is None:
             raise ValueError("a staff id is `staff-` and a number")
         if self.case_number is not None and _CASE_NUMBER.fullmatch(self.case_number) is None:
             raise ValueError("a case number is letters, a year and a number: AUSK-2026-17")
+        if self.reason is Reason.ACCOUNTABILITY and self.act is Act.READ:
+            raise ValueError("accountability is no reason to read")
         if (self.subject is None) != (self.looked_for is None):
             raise ValueError("say both what was looked for and what that is, or neither")
 
@@ -156,10 +172,32 @@ class _Entry:
     subject_hash: bytes | None
 
 
+async def accesses(connection: db.Connection, since: datetime) -> list[dict[str, Any]]:
+    """Return who of the staff read or did what, and why, newest first; nobody whom it was about.
+
+    `n_rows` is None where an access did not come to its end; at most `ACCESSES_MAX`.
+    """
+    rows = await connection.fetch(
+        """
+        SELECT b.accessed_at, b.staff_id, b.act, b.reason, b.case_number, b.means, b.kind,
+            b.subject, b.protection_id, a.n_rows
+        FROM access_log b
+        LEFT JOIN access_log a
+            ON (a.accessed_on, a.access_id) = (b.accessed_on, b.access_id)
+                AND a.step = 'answered'
+        WHERE b.step = 'begun' AND b.accessed_at >= $1
+        ORDER BY b.accessed_at DESC, b.access_id LIMIT $2
+        """,
+        since,
+        ACCESSES_MAX,
+    )
+    return [dict(row) for row in rows]
+
+
 _INSERT = """
 INSERT INTO access_log (accessed_on, access_id, staff_id, reason, case_number, kind, subject,
-                        subject_hash, step, n_rows, accessed_at, protection_id)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+                        subject_hash, step, n_rows, accessed_at, protection_id, act, means)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
 """
 
 
@@ -194,4 +232,6 @@ class _Store:
             n_rows,
             at,
             access.protection_id,
+            access.act,
+            ",".join(access.means) or None,
         )

@@ -7,6 +7,7 @@ was done; a cut at its end shows against an anchor, a signed head.
 """
 
 import hashlib
+import hmac
 import json
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -118,12 +119,20 @@ class Fault(StrEnum):
     """An anchor tells of this link, and the chain ends before it."""
     ANCHOR_DIFFERS = "anchor_differs"
     """An anchor tells of this link with another hash: the whole chain was made anew."""
+    ANCHOR_GONE = "anchor_gone"
+    """An anchor that is kept elsewhere is not among those that are stored beside the chain."""
     ANCHOR_FORGED = "anchor_forged"
     """The anchor of this link has no valid signature."""
     FORGED = "forged"
     """A record that claims the place of another one, or a chain that is not its proof's."""
     CONTENT_CHANGED = "content_changed"
     """Content and salt are there, and are not what was committed to."""
+    CONTENT_GONE = "content_gone"
+    """Content and salt are not there, and no order is known that took them."""
+    CONTENT_BACK = "content_back"
+    """An order took the content, and it is there."""
+    TAKING_FORGED = "taking_forged"
+    """What says that an order took contents is not signed by us."""
     GONE_EARLY = "gone_early"
     """Its salt is gone, and with it what it said, before the rule of its year allowed it."""
 
@@ -213,6 +222,16 @@ class SigningKeys:
         kid, key = next(iter(self._keys.items()))
         return kid, key.sign(message)
 
+    def derived(self, message: bytes) -> list[bytes]:
+        """Return 32 bytes that nobody can compute without a key, for each key, the first first.
+
+        No signature and of no use as one: an id that is the same again as long as a key is known.
+        """
+        return [
+            hmac.digest(key.private_bytes_raw(), b"derived\0" + message, "sha256")
+            for key in self._keys.values()
+        ]
+
     def public(self) -> dict[str, str]:
         """Return the public keys as `VerifyKeys` reads them."""
         return {kid: key.public_key().public_bytes_raw().hex() for kid, key in self._keys.items()}
@@ -268,6 +287,83 @@ def _public(text: str) -> Ed25519PublicKey:
     return Ed25519PublicKey.from_public_bytes(raw)
 
 
+# ---------------------------------------------------------------------- contents that were taken
+
+
+Ranges = tuple[tuple[int, int], ...]
+"""First and last numbers of runs of links, ascending."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taking:
+    """An order took contents and salts: numbers of links and the order's id, nobody's data (D4).
+
+    It is a content of a chain of its own, under no salt: there is nothing to hide. The signature
+    keeps those from writing one who may write the tables and do not have the key.
+
+    Attributes:
+        chain: whose contents were taken.
+        seq: of its own link.
+    """
+
+    chain: str
+    seq: int
+    order_id: UUID
+    ranges: Ranges
+    key_id: str = ""
+    signature: bytes = b""
+
+    def content(self) -> bytes:
+        """Return what its link commits to."""
+        ranges = [list(each) for each in self.ranges]
+        return canonical({"chain": self.chain, "order_id": self.order_id, "ranges": ranges})
+
+    def _message(self) -> bytes:
+        return b"taking\0" + self.seq.to_bytes(8, "big") + self.content()
+
+    def signed(self, keys: SigningKeys) -> "Taking":
+        """Return it with its signature."""
+        key_id, signature = keys.sign(self._message())
+        return replace(self, key_id=key_id, signature=signature)
+
+    def is_signed(self, keys: VerifyKeys) -> bool:
+        """Whether its signature is one of ours."""
+        return keys.is_valid(self.key_id, self.signature, self._message())
+
+
+NO_SALT = bytes(SALT_BYTES)
+"""Of contents that are nobody's."""
+
+
+def against_takings(
+    chain: str, kept: Iterable[int], gone: Iterable[int], takings: Iterable[Taking]
+) -> list[Finding]:
+    """Return where contents are gone that nothing took, or there though something did.
+
+    A run of numbers shows once, by its first.
+
+    Args:
+        kept: numbers whose content is there.
+        gone: numbers whose content is not.
+        takings: proven ones, of any chain.
+    """
+    taken = {
+        seq
+        for one in takings
+        if one.chain == chain
+        for first, last in one.ranges
+        for seq in range(first, last + 1)
+    }
+    return [
+        *_runs(set(gone) - taken, Fault.CONTENT_GONE),
+        *_runs(set(kept) & taken, Fault.CONTENT_BACK),
+    ]
+
+
+def _runs(seqs: set[int], fault: Fault) -> list[Finding]:
+    return [Finding(seq=seq, fault=fault) for seq in sorted(seqs) if seq - 1 not in seqs]
+
+
 # ---------------------------------------------------------------------- anchors
 
 
@@ -301,6 +397,56 @@ def anchor(keys: SigningKeys, chain: str, day: date, head: Entry) -> Anchor:
     )
 
 
+def anchor_text(one: Anchor) -> str:
+    """Return an anchor as one line of JSON, to be kept elsewhere."""
+    said = {
+        "chain": one.chain,
+        "day": one.day,
+        "seq": one.seq,
+        "hash": one.hash.hex(),
+        "key_id": one.key_id,
+        "signature": one.signature.hex(),
+    }
+    return canonical(said).decode()
+
+
+def read_anchor(text: str) -> Anchor:
+    """Read an anchor's line.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        said = json.loads(text)
+        return Anchor(
+            chain=str(said["chain"]),
+            day=date.fromisoformat(said["day"]),
+            seq=int(said["seq"]),
+            hash=bytes.fromhex(said["hash"]),
+            key_id=str(said["key_id"]),
+            signature=bytes.fromhex(said["signature"]),
+        )
+    except (KeyError, TypeError, ValueError):
+        raise ValueError("that is no anchor") from None
+
+
+def against_kept(
+    stored: Iterable[Anchor], kept: Iterable[Anchor], keys: VerifyKeys
+) -> list[Finding]:
+    """Return which anchors kept elsewhere are not stored; forged ones are found by themselves."""
+    known = set(stored)
+    return [
+        Finding(seq=one.seq, fault=Fault.ANCHOR_GONE)
+        for one in kept
+        if one not in known and _is_valid(one, keys)
+    ]
+
+
+def _is_valid(one: Anchor, keys: VerifyKeys) -> bool:
+    message = _anchor_message(one.chain, one.day, one.seq, one.hash)
+    return keys.is_valid(one.key_id, one.signature, message)
+
+
 def verify_anchors(
     entries: Mapping[int, Entry], anchors: Iterable[Anchor], keys: VerifyKeys
 ) -> list[Finding]:
@@ -312,9 +458,8 @@ def verify_anchors(
     last = max(entries, default=0)
     found = []
     for one in anchors:
-        message = _anchor_message(one.chain, one.day, one.seq, one.hash)
         entry = entries.get(one.seq)
-        if not keys.is_valid(one.key_id, one.signature, message):
+        if not _is_valid(one, keys):
             found.append(Finding(seq=one.seq, fault=Fault.ANCHOR_FORGED))
         elif one.seq > last:
             found.append(Finding(seq=one.seq, fault=Fault.CUT))

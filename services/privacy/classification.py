@@ -43,7 +43,7 @@ SHARED: Classification = {
     # Of the staff, and as a hash of whom it was about: a pseudonym until the day's key is gone.
     "access_log": personal(
         "accessed_on access_id step staff_id reason case_number kind subject subject_hash n_rows "
-        "accessed_at protection_id",
+        "accessed_at protection_id act means",
         kind=DataKind.ACCESS_LOG, start=PeriodStart.EVENT,
     ),
     "_pogo_migration": plain("migration_id migration_hash schema_name applied"),

@@ -54,6 +54,7 @@ class Table:
         subject_column: the visitor's id; None where rows hang on another table's (`via`), or name
             no visitor at all.
         drop_function: (table name, first day that stays) -> a row per partition that it dropped.
+        has_figures: whether anonymised figures are made of a day before it goes (R-C2).
     """
 
     name: str
@@ -64,6 +65,7 @@ class Table:
     returning: Returning = Returning.TOGETHER
     partition_of: PartitionOf = PartitionOf.DAY
     drop_function: str = "privacy_day_drop"
+    has_figures: bool = False
 
     def __post_init__(self) -> None:
         assert self.subject_column is None or self.via is None

@@ -97,7 +97,7 @@ EVENTS: Classification = {
     },
     topics.RETENTION_RECEIPT.name: plain(
         "order_id service kind counts.table counts.n_partitions counts.n_rows counts.n_held "
-        "counts.n_restricted done_at key_id signature"
+        "counts.n_restricted counts.n_figures done_at key_id signature"
     ),
     # an id that the holder alone can resolve, of a document rather than of a person
     topics.REGISTER.name: plain("name version document sha256"),
@@ -106,7 +106,7 @@ EVENTS: Classification = {
 """Topic -> dotted path of a field -> what it is."""
 
 _OF_THE_KIND_OF_EVENT = "ce_specversion ce_type ce_source content-type"
-_OF_THE_EVENT = "ce_id ce_time ce_subject traceparent"
+_OF_THE_EVENT = "ce_id ce_time ce_origintime ce_subject traceparent"
 _OF_A_DEAD_LETTER = (
     "dead_letter_topic dead_letter_partition dead_letter_offset dead_letter_reason "
     "dead_letter_service"

@@ -4,8 +4,13 @@ One transaction holds the deed, its record and the receipt, so that there is no 
 deed and no deed without its receipt. An order that comes again gets the receipt of the first time.
 Rows are dropped, erased and set aside by the database owner's functions (`privacy_0003`), which
 spare what is protected whatever this code does; what is settled before is the service's.
+
+A poll only notes its drops (`retention_later`), for they take locks that nobody can pass: each is
+carried out in a transaction of its own, at once after that, by the task of `waiting.py`.
 """
 
+import asyncio
+import contextlib
 import itertools
 import json
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -24,7 +29,7 @@ from schemas.retention import (
     RetentionReceiptV1,
     TableCount,
 )
-from services.chassis import db
+from services.chassis import db, errors, logs
 from services.chassis.context import Context
 from services.chassis.errors import Poison
 from services.chassis.received import Received
@@ -37,9 +42,9 @@ AHEAD_MAX = timedelta(minutes=5)
 DROP_LOCK_WAIT_MAX_MS = 200
 """How long a drop may stand in the queue for a table; less than until a deadlock is looked for."""
 DROP_TRY_FOR = timedelta(milliseconds=200)
-"""How long a drop looks for a moment when nobody has its tables, while other records wait."""
+"""How long a drop looks for a moment when nobody has its tables, the first time."""
 DROP_AGAIN_TRY_FOR = timedelta(seconds=1)
-"""The same where nothing waits for it; after that it stands in the queue once."""
+"""The same each time after that; then it stands in the queue once."""
 _FIRST = UUID(int=0)
 ORDERS_LOCK = 7_411_003
 """Beside the chassis' relay lock."""
@@ -49,8 +54,8 @@ WAITING_MAX = 20
 
 BeforeDrop = Callable[[Context[Any], Table, RetentionOrderV1], Awaitable[None]]
 Busy = Callable[[Context[Any], Collection[UUID]], Awaitable[set[UUID]]]
+MakeFigures = Callable[[Context[Any], Table, date], Awaitable[int]]
 Settle = Callable[[Context[Any], Collection[UUID], date], Awaitable[None]]
-OrderHandler = Callable[[Context[Any], Sequence[Received[RetentionOrderV1]]], Awaitable[None]]
 Counts = tuple[TableCount, ...]
 Orders = Sequence[Received[RetentionOrderV1]]
 
@@ -77,15 +82,18 @@ class Hooks:
             and may enqueue events.
         busy: returns those of the visitors whose rows are in use (a live call): the order waits.
         settle: closes what visitors have open in days before a day, before their rows go.
+        figures: makes the anonymised figures of a table with `has_figures`, of its days before a
+            day that were not counted yet; returns how many.
     """
 
     before_drop: BeforeDrop = _settle_nothing
     busy: Busy = _nobody_is_busy
     settle: Settle = _nothing_is_open
+    figures: MakeFigures | None = None
 
 
 class Executor:
-    """Carries out a service's orders; those that must wait are tried again by `retry`."""
+    """Carries out a service's orders; drops, and those that must wait, by `retry`."""
 
     def __init__(
         self,
@@ -109,11 +117,15 @@ class Executor:
         self._simulation = simulation
         self._hooks = hooks or Hooks()
         self._tried_last = _FIRST
+        self._is_noted = asyncio.Event()
+        self._gave_way: set[UUID] = set()
 
     async def on_orders(
         self, ctx: Context[Any], orders: Sequence[Received[RetentionOrderV1]]
     ) -> None:
         """Handle `retention-order`: deed, record and receipt, or a place in the waiting line.
+
+        A drop always gets that place: what comes with it and is to be kept is said before it goes.
 
         Raises:
             Poison: the order contradicts what this service knows; nothing is changed.
@@ -126,23 +138,37 @@ class Executor:
         if not self._simulation and any(r.event.as_of > ctx.now + AHEAD_MAX for r in ours):
             raise Poison("order_from_the_future")
         await store.be_alone()
-        for _, alike in itertools.groupby(_drops_after_holds(ours), _what_is_done_together):
+        for _, alike in itertools.groupby(ours, _what_is_done_together):
             for received in await self._take_new_erasures(ctx, store, list(alike)):
                 outcome = await self._take(ctx, store, received)
                 ctx.count(topics.RETENTION_ORDER, outcome)
 
+    async def until_noted(self, within_s: float) -> None:
+        """Wait until a poll has noted a drop, or so long.
+
+        The poll may not have committed then; whoever looks stands behind it (`be_alone`).
+        """
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._is_noted.wait(), within_s)
+        self._is_noted.clear()
+
     async def retry(self, ctx: Context[Any]) -> bool:
         """Carry out waiting orders that can be now; return whether there are others to try.
 
-        In rotation, so that none waits for another one's calls to end; one drop at most, so that
+        In rotation, so that none waits for another one's calls to end; a drop alone, so that
         no table stays closed while another one is counted.
         """
         store = _Store(ctx.connection)
         await store.be_alone()
         found = await store.waiting(self._tried_last, WAITING_MAX)
+        n_done = 0
         for order in found:
+            is_drop = order.action in _DROPPING
+            if is_drop and n_done:
+                return True
             self._tried_last = order.order_id
-            if await self._try_again(ctx, store, order) and order.action is RetentionAction.DROP:
+            n_done += await self._try_again(ctx, store, order)
+            if is_drop and n_done:
                 return True
         if len(found) == WAITING_MAX:
             return True
@@ -150,10 +176,25 @@ class Executor:
         return False
 
     async def _try_again(self, ctx: Context[Any], store: "_Store", order: RetentionOrderV1) -> bool:
+        """Carry out an order that waits; return whether it could be.
+
+        One that fails for what it finds would fail again, and must not end the service each time:
+        it goes on waiting, and whoever sent it hears nothing (D3).
+        """
+        try:
+            async with ctx.part():
+                return await self._finish(ctx, store, order)
+        except Exception as error:
+            if not errors.is_data_error(error):
+                raise
+            logs.get().error("order failed", **logs.describe(error))
+            return False
+
+    async def _finish(self, ctx: Context[Any], store: "_Store", order: RetentionOrderV1) -> bool:
         counts: Counts | None = ()
         # a restriction may be lifted while its order waits: then there is nothing left to do
         if not await store.is_over(order.protection_id):
-            counts = await self._carry_out(ctx, store, order, again=True)
+            counts = await self._carry_out(ctx, store, order)
         if counts is None:
             return False
         await store.stop_waiting(order)
@@ -182,13 +223,38 @@ class Executor:
         if order.names_gone and await self._is_unknown(store, order):
             # nobody could say whom it protects: answered, it would be a receipt without a deed
             return "names_missing"
-        counts = () if order.names_gone else await self._carry_out(ctx, store, order)
+        counts = await self._carry_out_now(ctx, store, order)
         if counts is None:
             await store.wait(order, ctx.now)
             return "later"
         receipt = self._signed(await _record(ctx, store, order, counts))
         ctx.outbox.add(topics.RETENTION_RECEIPT, receipt, cause=received)
         return "carried_out"
+
+    async def _carry_out_now(
+        self, ctx: Context[Any], store: "_Store", order: RetentionOrderV1
+    ) -> Counts | None:
+        """Carry out an order in the poll's transaction; None where it has to wait."""
+        if order.names_gone:
+            return ()
+        tables = self._dropped_by(order)
+        if order.action is RetentionAction.ANONYMISE and not self._can_count(tables):
+            # whoever let it pass would destroy what was to be known, or keep what was to go
+            raise Poison("no_anonymiser")
+        if order.action not in _DROPPING:
+            return await self._carry_out(ctx, store, order)
+        if not tables:
+            return ()
+        self._is_noted.set()
+        return None
+
+    def _can_count(self, tables: Sequence[Table]) -> bool:
+        """Whether figures are made of all that these hold."""
+        has_all = all(table.has_figures for table in tables)
+        return has_all and (self._hooks.figures is not None or not tables)
+
+    def _dropped_by(self, order: RetentionOrderV1) -> list[Table]:
+        return [table for table in self._tables if table.kind is order.kind]
 
     async def _is_unknown(self, store: "_Store", order: RetentionOrderV1) -> bool:
         return order.action in _PROTECTING and await store.protection(order.protection_id) is None
@@ -235,16 +301,12 @@ class Executor:
         return receipt if self._keys is None else receipts.sign(self._keys, receipt)
 
     async def _carry_out(
-        self, ctx: Context[Any], store: "_Store", order: RetentionOrderV1, *, again: bool = False
+        self, ctx: Context[Any], store: "_Store", order: RetentionOrderV1
     ) -> Counts | None:
-        """Do what an order says; None where it has to wait: for a call's end, for its tables.
-
-        Args:
-            again: whether it has waited, and nothing waits for it.
-        """
+        """Do what an order says; None where it has to wait: for a call's end, for its tables."""
         match order.action:
-            case RetentionAction.DROP:
-                return await self._drop(ctx, store, order, again=again)
+            case RetentionAction.DROP | RetentionAction.ANONYMISE:
+                return await self._drop(ctx, store, order)
             case RetentionAction.ERASE:
                 counts = await self._take_rows(ctx, store, order)
                 if counts is not None and self._tables_of(order):
@@ -263,24 +325,45 @@ class Executor:
                 return await _release(ctx, store, order)
 
     async def _drop(
-        self, ctx: Context[Any], store: "_Store", order: RetentionOrderV1, *, again: bool
+        self, ctx: Context[Any], store: "_Store", order: RetentionOrderV1
     ) -> Counts | None:
         """Drop what is due; None where somebody has a table all the time: later, when nobody does.
 
         Whoever comes after one that waits for a table waits behind it, the busiest path too.
         """
-        tables = [table for table in self._tables if table.kind is order.kind]
+        tables = self._dropped_by(order)
         try:
             async with ctx.part():
                 for table in tables:
                     await self._hooks.before_drop(ctx, table, order)
+                n_figures = await self._figures(ctx, tables, order)
+                again = order.order_id in self._gave_way
                 counts = await store.drop([table.name for table in tables], order, again=again)
         except asyncpg.LockNotAvailableError:
+            self._gave_way.add(order.order_id)
             return None
+        self._gave_way.discard(order.order_id)
         if order.before_day > ctx.now.date() - timedelta(days=db.DAYS_BEHIND):
             # only in a simulation: the days that are being written to went as well
             await store.restore_days(tables, ctx.now.date())
-        return counts
+        return tuple(
+            count.model_copy(update={"n_figures": n_figures.get(count.table, 0)})
+            for count in counts
+        )
+
+    async def _figures(
+        self, ctx: Context[Any], tables: Sequence[Table], order: RetentionOrderV1
+    ) -> dict[str, int]:
+        """Make the figures of what goes, also by a drop; return what the receipt says, by table.
+
+        It says nothing of them to who ordered a drop: that may be of the version before, which
+        does not know that they are signed.
+        """
+        make = self._hooks.figures
+        if make is None:
+            return {}
+        made = {t.name: await make(ctx, t, order.before_day) for t in tables if t.has_figures}
+        return made if order.action is RetentionAction.ANONYMISE else {}
 
     def _tables_of(self, order: RetentionOrderV1) -> list[str]:
         return [t.name for t in self._tables if t.kind in order.kinds and t.names_visitors]
@@ -296,18 +379,6 @@ class Executor:
             return None
         await self._hooks.settle(ctx, order.visitor_ids, order.before_day)
         return await store.take(names, order)
-
-
-def on_retention_orders(
-    tables: Sequence[Table],
-    *,
-    simulation: bool,
-    before_drop: BeforeDrop = _settle_nothing,
-    keys: SigningKeys | None = None,
-) -> OrderHandler:
-    """Return the handler of a service whose orders never wait; see `Executor`."""
-    hooks = Hooks(before_drop=before_drop)
-    return Executor(tables, simulation=simulation, hooks=hooks, keys=keys).on_orders
 
 
 async def _record(
@@ -329,18 +400,7 @@ def _done(ctx: Context[Any], order: RetentionOrderV1, counts: Counts) -> "_Done"
 
 
 _PROTECTING = (RetentionAction.HOLD, RetentionAction.RESTRICT)
-
-
-def _drops_after_holds(orders: Orders) -> list[Received[RetentionOrderV1]]:
-    """Return orders of a poll with its drops after the protections that it brings.
-
-    Who was away for days finds both at once, and what was to be kept must not go before it is said.
-    """
-    last = max((n for n, r in enumerate(orders) if r.event.action in _PROTECTING), default=-1)
-    until, rest = orders[: last + 1], orders[last + 1 :]
-    drops = [r for r in until if r.event.action is RetentionAction.DROP]
-    others = [r for r in until if r.event.action is not RetentionAction.DROP]
-    return [*others, *drops, *rest]
+_DROPPING = (RetentionAction.DROP, RetentionAction.ANONYMISE)
 
 
 def _what_is_done_together(received: Received[RetentionOrderV1]) -> tuple[object, ...]:
@@ -611,9 +671,10 @@ class _Store:
 
     async def wait(self, order: RetentionOrderV1, now: datetime) -> None:
         """Keep an order; the visitors whom it names in a partition that goes with it."""
-        await self._connection.execute(
-            "SELECT privacy_wait($1, $2)", order.order_id, list(order.visitor_ids)
-        )
+        if order.visitor_ids:
+            await self._connection.execute(
+                "SELECT privacy_wait($1, $2)", order.order_id, list(order.visitor_ids)
+            )
         await self._connection.execute(
             "INSERT INTO retention_later (order_id, content, received_at) VALUES ($1, $2, $3)",
             order.order_id,

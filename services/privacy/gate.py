@@ -21,7 +21,7 @@ from services.chassis.clock import Clock
 from services.privacy.declare import LegalBasis, Purpose
 
 CLEARED_AGE_MAX = timedelta(seconds=10)
-"""What was cleared and not sent must ask anew: consent is needed at the moment of sending."""
+"""What was cleared and not sent by then must ask anew, with a record of its own."""
 _SEAL = object()
 
 
@@ -138,20 +138,23 @@ async def refuse_everything(question: Question) -> Verdict:
 
 
 class StaleError(ValueError):
-    """What was cleared was not sent in time: whoever still wants to send it asks the gate again."""
+    """What was cleared may not go any more: whoever still wants to send it asks the gate again.
+
+    It was not sent in time, or the rules refuse it by now: a consent was withdrawn meanwhile.
+    """
 
 
 @final
 class Cleared:
     """A payload that may be sent, once, now. Made by the gate only; senders accept nothing else."""
 
-    __slots__ = ("_body", "_is_taken", "_permit")
+    __slots__ = ("_body", "_is_taken", "_permit", "_rules")
 
-    def __init__(self, permit: Permit, body: bytes, seal: object) -> None:
+    def __init__(self, permit: Permit, body: bytes, rules: Rules, seal: object) -> None:
         """Take what the gate found; whoever has no seal is not the gate."""
         if seal is not _SEAL:
             raise TypeError("only the gate clears a payload")
-        self._permit, self._body, self._is_taken = permit, body, False
+        self._permit, self._body, self._rules, self._is_taken = permit, body, rules, False
 
     @override
     def __init_subclass__(cls) -> None:
@@ -161,15 +164,23 @@ class Cleared:
     def __reduce__(self) -> NoReturn:
         raise TypeError("a cleared payload is sent once: it cannot be copied")
 
-    def take(self, recipient: str, now: datetime) -> bytes:
+    @property
+    def fields(self) -> frozenset[str]:
+        """Return the paths of what may go; no values."""
+        return self._permit.fields
+
+    async def take(self, recipient: str, now: datetime) -> bytes:
         """Return the JSON text to send, with the permitted fields and no others.
+
+        The rules are asked once more, from memory: consent is needed at the moment of sending, and
+        it may have been withdrawn while the verdict was being recorded.
 
         Args:
             recipient: whom the sender is about to send it to.
             now: the sender's instant.
 
         Raises:
-            StaleError: cleared too long ago.
+            StaleError: cleared too long ago, or refused by now; the next ask records why.
             ValueError: cleared for somebody else, or sent already.
         """
         if recipient != self._permit.question.recipient:
@@ -179,6 +190,9 @@ class Cleared:
         if self._is_taken:
             raise ValueError("sent already: ask the gate again")
         self._is_taken = True
+        again = await self._rules(replace(self._permit.question, asked_at=now))
+        if isinstance(again, Refusal) or not self._permit.fields <= again.fields:
+            raise StaleError("refused by now: ask the gate again")
         return self._body
 
 
@@ -253,7 +267,7 @@ class Gate:
         judged = [await self._judge(request, asked_at) for request in requests]
         await self._recorder([verdict for verdict, _ in judged])
         return [
-            Cleared(verdict, body, _SEAL) if isinstance(verdict, Permit) else verdict
+            Cleared(verdict, body, self._rules, _SEAL) if isinstance(verdict, Permit) else verdict
             for verdict, body in judged
         ]
 

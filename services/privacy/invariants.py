@@ -11,6 +11,20 @@ WHERE c.relnamespace = 'public'::regnamespace
 """
 """Day partitions whose first instant is more than 7 x 24 h ago (R-D2, R-D5)."""
 
+YEARS_KEPT = 3
+"""Whole calendar years after its own that a year's partition stays (R-D10)."""
+D1_NO_YEAR_PARTITION_TOO_OLD = r"""
+SELECT count(*)
+FROM pg_inherits i
+JOIN pg_class c ON c.oid = i.inhrelid
+JOIN pg_class p ON p.oid = i.inhparent
+JOIN privacy_table t ON t.name = p.relname AND t.partition_of = 'year'
+WHERE p.relnamespace = 'public'::regnamespace AND c.relname ~ '_y[0-9]{4}$'
+  AND make_timestamptz(right(c.relname, 4)::int + 3 + 1, 1, 1, 0, 0, 0, 'Europe/Berlin')
+      < now() - interval '3 hours'
+"""
+"""Year partitions (Berlin) whose last year is over, and with it a sweep and its order."""
+
 # That a row is missing cannot be seen afterwards, and the service may not read what is kept. What
 # can be asked: are the stores and the lists those of what is in force, no more and no fewer.
 _LISTS_WITHOUT_OWNER = """

@@ -56,6 +56,7 @@ CHASSIS_METRICS: Classification = metrics(
         "consumer_lag_records": "topic partition",
         "consumer_lag_seconds": "topic partition",
         "outbox_sent": "topic",
+        "outbox_too_old": "topic",
         "dead_letters": "topic reason",
         "invariant_violations": "invariant",
         "retries": "place",

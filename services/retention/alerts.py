@@ -1,10 +1,16 @@
 """Prometheus' alert rules for deletion, from the registry of topics and the schedule's limits."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from schemas.retention import DataKind
-from schemas.topics import ALL_TOPICS, RETENTION_RECEIPT, SWEEP_MARGIN_MS, Topic
+from schemas.topics import (
+    ALL_TOPICS,
+    OUTBOX_WAIT_MAX_MS,
+    RETENTION_RECEIPT,
+    SWEEP_MARGIN_MS,
+    Topic,
+)
 from services.chassis.declaration import SERVICES, load
 
 Json = str | int | Mapping[str, "Json"] | Sequence["Json"]
@@ -34,6 +40,7 @@ def rules(limits_ms: Mapping[DataKind, int]) -> str:
     groups: Json = {
         "groups": [
             {"name": "retention-orders", "rules": _of_orders()},
+            {"name": "retention-copies", "rules": [*_of_copies()]},
             {"name": "retention-threat", "rules": _of_threat(personal)},
             {"name": "retention-topics", "rules": [_of_topic(topic) for topic in ALL_TOPICS]},
             {"name": "retention-quiet", "rules": [_of_quiet(topic) for topic in personal]},
@@ -94,6 +101,29 @@ def _of_orders() -> list[Json]:
             "Nobody measures how many bytes the topics have on disk (D1).",
         ),
     ]
+
+
+def _of_copies() -> Iterator[Json]:
+    """A copy's age counts from what it stems from, what waits in an outbox too (R-D5)."""
+    for service in SERVICES:
+        if not load(service).database:
+            continue
+        yield _alert(
+            "RetentionOutboxTooOld",
+            f"max({service}_outbox_age_seconds) > {OUTBOX_WAIT_MAX_MS // 1000}",
+            "0m",
+            f"Events of {service} wait for Kafka for longer than the topics' periods allow (D1).",
+            outbox_of=service,
+        )
+        too_old = f"sum({service}_outbox_too_old_total)"
+        yield _alert(
+            "RetentionCopiesLeftOut",
+            # a counter that nobody has seen before does not increase: it begins
+            f"{too_old} > (sum({service}_outbox_too_old_total offset 1h) or vector(0))",
+            "0m",
+            f"Events of {service} were not sent: they would have outlived their rule (R-D5).",
+            outbox_of=service,
+        )
 
 
 def _of_threat(personal: Sequence[Topic]) -> list[Json]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from schemas import topics
 from schemas.retention import DataKind
-from schemas.topics import ALL_TOPICS, DAY_MS, HOUR_MS, Topic
+from schemas.topics import ALL_TOPICS, DAY_MS, HOUR_MS
 from services.chassis.declaration import SERVICES
 from services.privacy import register
 from services.privacy.classification import SHARED
@@ -19,6 +19,7 @@ from services.privacy.declare import PartitionOf, PeriodStart, Table
 from services.privacy.register import Row
 from services.retention import alerts, notice, releases
 from services.retention.schedule import (
+    ANONYMISABLE,
     AtOncePeriod,
     DeletedBy,
     DocumentsPeriod,
@@ -164,19 +165,12 @@ def _topic_problems(schedule: Schedule) -> Iterator[str]:
         if "delete" not in configs["cleanup.policy"].split(","):
             yield f"topic {topic.name}: nothing is ever deleted"
         for kind in topic.kinds:
-            if _age_ms(topic) > limits[kind]:
+            if topics.oldest_ms(topic) > limits[kind]:
                 yield (
-                    f"topic {topic.name}: its records become {_age_ms(topic) // HOUR_MS} h old,"
+                    f"topic {topic.name}: what it copies becomes"
+                    f" {topics.oldest_ms(topic) // HOUR_MS} h old,"
                     f" {kind} may become {limits[kind] // HOUR_MS} h"
                 )
-
-
-def _age_ms(topic: Topic) -> int:
-    """Return the age that what is personal may reach, in a topic and in its dead letter."""
-    # what a state topic holds is written anew, so that its dead letter holds no other age
-    is_state = "compact" in topic.cleanup and topic.personal_age_max_ms is None
-    follows = topic.consumers and not is_state
-    return topic.personal_limit_ms + (topic.dead_letter.age_max_ms if follows else 0)
 
 
 def _table_problems(schedule: Schedule) -> Iterator[str]:
@@ -187,6 +181,8 @@ def _table_problems(schedule: Schedule) -> Iterator[str]:
             yield f"{where}: {table.kind} is deleted by {rule.deleted_by}, no sweep orders it"
         if service not in topics.RETENTION_ORDER.consumers:
             yield f"{where}: {service} reads no orders"
+        if table.kind in ANONYMISABLE and not table.has_figures:
+            yield f"{where}: {table.kind} may be anonymised, but nobody makes figures of it"
         if isinstance(rule.period, YearsPeriod) != (table.partition_of is PartitionOf.YEAR):
             yield f"{where}: partitions of a {table.partition_of} do not fit the rule"
 

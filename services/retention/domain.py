@@ -13,10 +13,10 @@ KAFKA = "kafka"
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What all services have to do. Natural key of a drop: (`kind`, `before_day`, `attempt`).
+    """What all services have to do. Natural key of a cut: (`kind`, `before_day`, `attempt`).
 
     Attributes:
-        action: drop, or one that is about persons or holds (`protections.py`).
+        action: drop or anonymise, or one that is about persons or holds (`protections.py`).
         expected: who has to answer; the order is complete when all have (D3).
         attempt: 0, or the number of the repetition that a person asked for.
     """
@@ -35,13 +35,14 @@ class Order:
 
 @dataclass(frozen=True, kw_only=True)
 class Count:
-    """How much of one table or topic went, and what a hold or restriction spared of it."""
+    """How much of one table or topic went, what was spared of it, what figures were made of it."""
 
     table: str
     n_partitions: int
     n_rows: int
     n_held: int = 0
     n_restricted: int = 0
+    n_figures: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

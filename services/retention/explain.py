@@ -302,7 +302,7 @@ class Explainer:
                 "blocked_at": due_at.isoformat(),
                 "due_at": {name: max(due_at, at).isoformat() for name, at in kept.items()},
             }
-        if rule.action is schedule.RuleAction.DROP:
+        if rule.action in (schedule.RuleAction.DROP, schedule.RuleAction.ANONYMISE):
             goes_at = calendar.goes_at(arithmetic, event)
             return {"due_at": due_at.isoformat(), "ordered_from": goes_at.isoformat()}
         return {"due_at": due_at.isoformat()}

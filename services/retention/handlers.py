@@ -93,6 +93,7 @@ def _from_wire(event: RetentionReceiptV1) -> Receipt:
                 n_rows=count.n_rows,
                 n_held=count.n_held,
                 n_restricted=count.n_restricted,
+                n_figures=count.n_figures,
             )
             for count in event.counts
         ),

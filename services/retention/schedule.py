@@ -15,7 +15,7 @@ from typing import Annotated, Literal, Self, assert_never
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from schemas.retention import RECORD_KINDS, DataKind, DocumentClass
+from schemas.retention import RECORD_KINDS, DataKind, DocumentClass, RetentionAction
 from services.chassis.errors import Fatal
 from services.privacy import calendar
 from services.privacy.declare import LegalBasis, PeriodStart, Purpose
@@ -24,6 +24,8 @@ WEEK_HOURS = 7 * 24
 SPECIAL_MONTHS_MAX = 3
 AD_FINANCED = (DataKind.AD_USE, DataKind.TRAFFIC_DATA)
 """R-D5: 7 x 24 h at the latest, and no threat level ever extends it."""
+ANONYMISABLE = frozenset({DataKind.IP_ADDRESS})
+"""Kinds of which every service that keeps them makes figures; the compiler asks the services."""
 MONTHS_MAX = {DataKind.PAID_TRAFFIC: 6, DataKind.APPLICATION: 3}
 """R-D5b, R-D8."""
 
@@ -160,6 +162,8 @@ class RuleAction(StrEnum):
     NEVER_STORE = "never_store"
     DROP = "drop"
     """Whole partitions go."""
+    ANONYMISE = "anonymise"
+    """The same, once what may be known of nobody in particular was counted (R-C2)."""
     DELETE = "delete"
     """Single records go."""
     BLOCK_THEN_DELETE = "block_then_delete"
@@ -180,8 +184,7 @@ class DeletedBy(StrEnum):
 
 _ACTIONS = {
     DeletedBy.NOBODY: {RuleAction.NEVER_STORE},
-    # what a service anonymises it does before it drops (ADR 0028); no order says so
-    DeletedBy.SERVICES: {RuleAction.DROP},
+    DeletedBy.SERVICES: {RuleAction.DROP, RuleAction.ANONYMISE},
     DeletedBy.HOLDERS: {RuleAction.DELETE, RuleAction.BLOCK_THEN_DELETE},
     DeletedBy.RETENTION: {RuleAction.DROP},
 }
@@ -271,6 +274,8 @@ def _misfits(rule: Rule) -> Iterator[str]:
         yield "exactly documents are blocked before they are deleted"
     if action not in _ACTIONS[rule.deleted_by]:
         yield f"{rule.deleted_by} cannot {action}"
+    if action is RuleAction.ANONYMISE and rule.kind not in ANONYMISABLE:
+        yield "no service can anonymise it"
     if isinstance(period, HoursPeriod) and period.margin_hours >= period.hours:
         yield "the margin is as long as the period"
     if rule.valid_until is not None and rule.valid_until <= rule.valid_from:
@@ -306,12 +311,14 @@ class Due:
     """What a sweep has to order for one kind: everything before a day.
 
     Attributes:
+        action: what is ordered, drop or anonymise.
         is_repeated: the day under way goes too, so that each sweep orders the same cut again.
     """
 
     kind: DataKind
     requirement: str
     before_day: date
+    action: RetentionAction = RetentionAction.DROP
     is_repeated: bool = False
 
 
@@ -468,6 +475,7 @@ class Schedule(_Data):
                         kind=kind,
                         requirement=rule.requirement,
                         before_day=calendar.drop_before_day(arithmetic, as_of),
+                        action=RetentionAction(rule.action),
                         is_repeated=isinstance(arithmetic, calendar.AtOnce),
                     )
                 )

@@ -125,7 +125,7 @@ class Store:
         row = await self._connection.fetchrow(
             """
             SELECT * FROM retention_order
-            WHERE kind = $1 AND before_day = $2 AND action = 'drop'
+            WHERE kind = $1 AND before_day = $2 AND action IN ('drop', 'anonymise')
             ORDER BY attempt DESC LIMIT 1
             """,
             kind,

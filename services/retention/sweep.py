@@ -75,6 +75,7 @@ def _order(
         issued_at=ctx.now,
         overdue_at=ctx.now + overdue_after,
         expected=domain.answerers(services, as_of=as_of, now=ctx.now),
+        action=due.action.value,
     )
 
 
@@ -82,7 +83,7 @@ def _to_wire(order: Order) -> RetentionOrderV1:
     return RetentionOrderV1(
         order_id=order.order_id,
         kind=DataKind(order.kind),
-        action=RetentionAction.DROP,
+        action=RetentionAction(order.action),
         before_day=order.before_day,
         as_of=order.as_of,
     )

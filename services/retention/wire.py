@@ -66,7 +66,18 @@ def as_json(sweep: Sweep) -> str:
 def as_table(sweep: Sweep) -> str:
     """Return a sweep as a table: what went, per kind, service and table."""
     rows: list[Sequence[str]] = [
-        ("kind", "rule", "before", "service", "table", "partitions", "rows", "held", "restricted")
+        (
+            "kind",
+            "rule",
+            "before",
+            "service",
+            "table",
+            "partitions",
+            "rows",
+            "held",
+            "restricted",
+            "figures",
+        )
     ]
     for standing in sweep.orders:
         order = standing.order
@@ -77,11 +88,11 @@ def as_table(sweep: Sweep) -> str:
             receipt = answered.get(service)
             if receipt is None:
                 word = "waived" if service in waived else "no answer yet"
-                rows.append((*head, service, word, "", "", "", ""))
+                rows.append((*head, service, word, *[""] * 5))
                 continue
             rows.extend((*head, service, *map(str, astuple(count))) for count in receipt.counts)
             if not receipt.counts:
-                rows.append((*head, service, "holds none", "0", "0", "0", "0"))
+                rows.append((*head, service, "holds none", *["0"] * 5))
     state = "complete" if domain.is_complete(sweep) else "NOT complete"
     return f"sweep {sweep.sweep_id} as of {sweep.as_of.isoformat()}: {state}\n{columns(rows)}"
 

@@ -54,6 +54,9 @@ STARTS: Mapping[PeriodStart, Texts] = {
 ACTIONS: Mapping[RuleAction, Texts] = {
     RuleAction.NEVER_STORE: _texts("wird nicht gespeichert", "never stored"),
     RuleAction.DROP: _texts("gelöscht", "deleted"),
+    RuleAction.ANONYMISE: _texts(
+        "gelöscht; es bleiben anonymisierte Statistiken", "deleted; anonymised statistics remain"
+    ),
     RuleAction.DELETE: _texts("gelöscht", "deleted"),
     RuleAction.BLOCK_THEN_DELETE: _texts("gesperrt, dann gelöscht", "blocked, then deleted"),
 }

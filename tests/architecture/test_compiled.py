@@ -130,6 +130,7 @@ def test_every_kind_that_our_tables_hold_is_ordered_by_sweeps() -> None:
     [
         (Table(name="x", kind=DataKind.CONTACT, day_column="d"), "deleted by holders"),
         (Table(name="x", kind=DataKind.ACCESS_LOG, day_column="d"), "do not fit the rule"),
+        (Table(name="x", kind=DataKind.IP_ADDRESS, day_column="d"), "nobody makes figures"),
         (
             Table(name="x", kind=DataKind.AD_USE, day_column="d", partition_of=PartitionOf.YEAR),
             "do not fit the rule",
@@ -139,7 +140,7 @@ def test_every_kind_that_our_tables_hold_is_ordered_by_sweeps() -> None:
 def test_a_table_that_no_sweep_can_drop_in_time_is_named(
     monkeypatch: pytest.MonkeyPatch, table: Table, says: str
 ) -> None:
-    """D1: a kind that nobody orders, a year's partition for a week's rule."""
+    """D1, R-C2: nobody orders it, a year's partition for a week's rule, nobody counts it."""
     monkeypatch.setattr(register, "ageing", lambda _: (table,))
     found = compiler.problems(SCHEDULE)
     assert any(line.startswith("ad_ledger.x: ") and says in line for line in found)
@@ -164,7 +165,7 @@ def test_a_shared_table_that_nobody_ends_is_an_error(monkeypatch: pytest.MonkeyP
     [
         (
             changed("ad_use", period={"unit": "hours", "hours": 143, "margin_hours": 2}),
-            "topic ad-view: its records become 144 h old, ad_use may become 143 h",
+            "topic ad-view-dlq: what it copies becomes 166 h old, ad_use may become 143 h",
         ),
         (
             changed(
@@ -173,10 +174,10 @@ def test_a_shared_table_that_nobody_ends_is_an_error(monkeypatch: pytest.MonkeyP
                     "unit": "threat", "normal_hours": 71, "margin_hours": 2, "special_months": 1,
                 },
             ),
-            "topic call-request-dlq: its records become 72 h old, ip_address may become 71 h",
+            "topic call-request: what it copies becomes 72 h old, ip_address may become 71 h",
         ),
     ],
-    ids=["through_the_dead_letter", "the_dead_letter_alone"],
+    ids=["through_the_dead_letter", "the_topic_alone"],
 )  # fmt: skip
 def test_a_topic_that_keeps_longer_than_a_rule_is_an_error(schedule: Schedule, says: str) -> None:
     """D1, R-D5: also of a rule that comes into force later."""

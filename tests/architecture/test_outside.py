@@ -200,6 +200,12 @@ def test_every_allowance_is_used() -> None:
         "__import__('httpx')",
         "exec('import httpx')",
         "import asyncio\ngetattr(asyncio, 'open_connection')",
+        "import urllib3",
+        "import dns.resolver",
+        "import socketserver",
+        "import email\nimport smtplib as post",
+        "from sippy.SipTransactionManager import SipTransactionManager",
+        "def f(sock, loop): loop.sock_sendto(sock, b'x', ('example.com', 5060))",
     ],
 )
 def test_a_bypass_is_found(line: str) -> None:
@@ -214,8 +220,48 @@ def test_what_needs_no_gate_is_not_found() -> None:
     assert bypasses(Source(path, text, ast.parse(text))) == []
 
 
-SENDERS = {"services/ad_ledger/partner.py": "PartnerClient"}
-"""Where data leave the platform by HTTP, and the class that sends them."""
+SEAMS: dict[str, dict[str, str]] = {
+    # data leave the platform: each takes only what the gate cleared
+    "services/ad_ledger/partner.py": {"class": "PartnerClient", "method": "send"},
+    "services/call_control/backend.py": {"class": "CallBackend", "method": "dial"},
+    "services/call_control/sip/backend.py": {"class": "SipBackend", "method": "dial"},
+}
+"""Where data leave the platform, and what sends them."""
+
+TAKES = {"UUID", "Cleared", "Sequence[Cleared]", "DialLimits"}
+"""What a seam may take: what was cleared; the random id of one sending; how long a call lasts."""
+
+INTERNAL = {"services/gateway/reads.py", "services/gateway/app.py"}
+"""Speak HTTP to our own services, at addresses of the settings: they ask, and send nothing."""
+
+
+def method_of(tree: ast.Module, owner: str, name: str) -> ast.FunctionDef | ast.AsyncFunctionDef:
+    """Return a class's method."""
+    (found,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == owner)
+    (method,) = (
+        n
+        for n in found.body
+        if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef)) and n.name == name
+    )
+    return method
+
+
+def taken(source: Source, owner: str, name: str) -> list[str]:
+    """Return, in words, what a seam takes besides what the gate cleared."""
+    method = method_of(source.tree, owner, name)
+    arguments = method.args
+    every = [*arguments.posonlyargs, *arguments.args[1:], *arguments.kwonlyargs]
+    more = [each for each in (arguments.vararg, arguments.kwarg) if each is not None]
+    kinds = [ast.unparse(a.annotation) if a.annotation else "" for a in every]
+    found = [
+        f"{source.name} sends {argument.arg}"
+        for argument, kind in zip(every, kinds, strict=True)
+        if kind not in TAKES
+    ]
+    found += [f"{source.name} sends {argument.arg}" for argument in more]
+    if not any("Cleared" in kind for kind in kinds):
+        found.append(f"{source.name}: {owner}.{name} takes nothing that was cleared")
+    return found
 
 
 def clients(source: Source, sender: str) -> list[str]:
@@ -231,27 +277,156 @@ def clients(source: Source, sender: str) -> list[str]:
         and (node.id == "httpx" if isinstance(node, ast.Name) else node.attr == "_client")
         and id(node) not in allowed
     ]
-    # the key of a batch is random and says nothing; all else was cleared
-    takes = {"UUID", "Sequence[Cleared]"}
-    (send,) = (n for n in methods if n.name == "send")
-    return found + [
-        f"{source.name} sends {argument.arg}"
-        for argument in [*send.args.args[1:], *send.args.kwonlyargs]
-        if argument.annotation is None or ast.unparse(argument.annotation) not in takes
-    ]
+    return found + taken(source, sender, "send")
 
 
-def _source(text: str) -> Source:
-    path = sources("services")[0].path.parent / "ad_ledger" / "partner.py"
+def _source(text: str, name: str = "ad_ledger/partner.py") -> Source:
+    path = sources("services")[0].path.parent / name
     return Source(path, text, ast.parse(text))
 
 
-def test_a_sender_takes_only_what_the_gate_cleared() -> None:
-    """R-E2, K3: no sender has a way for a payload that nobody cleared."""
+def test_a_seam_takes_only_what_the_gate_cleared() -> None:
+    """R-E2, K3: nobody has a way to send, or to dial, what nobody cleared."""
     by_name = {source.name: source for source in sources("services")}
-    none([line for name, sender in SENDERS.items() for line in clients(by_name[name], sender)])
-    reaching = {name for name in REACHES["httpx"] if not name.startswith("services/gateway/")}
-    assert reaching == set(SENDERS), "whoever speaks HTTP to the outside is a sender"
+    none(
+        [
+            line
+            for name, seam in SEAMS.items()
+            for line in taken(by_name[name], seam["class"], seam["method"])
+        ]
+    )
+    none(clients(by_name["services/ad_ledger/partner.py"], "PartnerClient"))
+
+
+def test_every_client_is_a_seam_or_our_own() -> None:
+    """R-E2: an allowance for a client says which of both; a new one fails until it does."""
+    assert set(REACHES["httpx"]) <= set(SEAMS) | INTERNAL
+    outside = [n for n, places in REACHES.items() for why in places.values() if "our" not in why]
+    assert set(outside) <= {"httpx", "sippy", "ssl", "asyncio", "importlib"}
+    assert set(REACHES["sippy"]) == {"services/call_control/sip/"}
+
+
+def dials(source: Source) -> list[str]:
+    """Return, in words, where a file makes a dialling order past the seam."""
+    seam = source.name == "services/call_control/backend.py"
+    allowed: set[int] = set()
+    if seam:
+        (made,) = (
+            n
+            for n in source.tree.body
+            if isinstance(n, ast.AsyncFunctionDef) and n.name == "dial_of"
+        )
+        allowed = {id(node) for node in ast.walk(made)}
+    return [
+        f"{source.name}:{node.lineno} makes a dialling order"
+        for node in ast.walk(source.tree)
+        if (
+            isinstance(node, ast.Call)
+            and id(node) not in allowed
+            and ast.unparse(node.func).rpartition(".")[2] in _MAKES_DIALS
+        )
+        or (isinstance(node, ast.Attribute) and ast.unparse(node).endswith("Dial.from_dict"))
+    ]
+
+
+_MAKES_DIALS = {"Dial", "command_from_dict"}
+
+
+def test_numbers_are_dialled_through_the_seam_only() -> None:
+    """R-E2, R-A6, K3: an order to dial is made of what the gate cleared, in one function."""
+    none([line for source in sources("services") for line in dials(source)])
+    (seam,) = (s for s in sources("services") if s.name == "services/call_control/backend.py")
+    (made,) = (
+        n for n in seam.tree.body if isinstance(n, ast.AsyncFunctionDef) and n.name == "dial_of"
+    )
+    kinds = {a.arg: ast.unparse(a.annotation) for a in made.args.args if a.annotation}
+    assert kinds == {
+        "call_id": "UUID", "numbers": "Cleared", "limits": "DialLimits", "now": "datetime",
+    }  # fmt: skip
+    sendable = next(
+        ast.unparse(n.value)
+        for n in seam.tree.body
+        if isinstance(n, ast.AnnAssign) and ast.unparse(n.target) == "Command" and n.value
+    )
+    assert "Dial" not in sendable.split(" | "), "what `send` takes holds no number"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "backend.send(Dial(number_a='+4930123456'))",
+        "from services.call_control import backend\nbackend.Dial(number_a='+4930123456')",
+        "backend.send(command_from_dict({'type': 'Dial'}))",
+        "make = Dial.from_dict",
+    ],
+)
+def test_a_dialling_order_made_by_hand_is_found(line: str) -> None:
+    """R-E2: each way to dial what nobody cleared."""
+    assert dials(_source(line, "call_control/switch.py"))
+
+
+def asks(source: Source) -> list[str]:
+    """Return, in words, what a reader of our own services' HTTP could send, or ask of others."""
+    found = []
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Attribute) and node.attr in _SENDING:
+            found.append(f"{source.name}:{node.lineno} uses {node.attr}")
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("._client.stream"):
+            verb = ast.unparse(node.args[0])
+            more = {keyword.arg for keyword in node.keywords} - {"params", "headers"}
+            if verb != "'GET'" or more:
+                found.append(
+                    f"{source.name}:{node.lineno} sends {verb} with {sorted(map(str, more))}"
+                )
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "://" in node.value:
+            found.append(f"{source.name}:{node.lineno} has an address of its own")
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in _BY_THEMSELVES:
+            found.append(f"{source.name}:{node.lineno} sends by {ast.unparse(node)}")
+    return found
+
+
+_SENDING = frozenset({"post", "put", "patch", "delete", "request", "send", "build_request"})
+_BY_THEMSELVES = frozenset(
+    f"httpx.{name}" for name in ("get", "head", "options", "stream", "Client", "HTTPTransport")
+)
+
+
+def test_the_gateway_asks_our_own_services_and_sends_nothing() -> None:
+    """R-E2: reads have no body, and go where the settings say."""
+    by_name = {source.name: source for source in sources("services")}
+    none(asks(by_name["services/gateway/reads.py"]))
+    made = [
+        f"{name}:{node.lineno}"
+        for name in sorted(INTERNAL)
+        for node in ast.walk(by_name[name].tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "httpx.AsyncClient"
+    ]
+    assert len(made) == 1, "one client, handed to the reader"
+    app = by_name["services/gateway/app.py"]
+    used = {ast.unparse(n) for n in ast.walk(app.tree) if isinstance(n, ast.Attribute)}
+    assert {one for one in used if one.startswith("httpx.")} == {
+        "httpx.AsyncClient", "httpx.Limits",
+    }  # fmt: skip
+    assert not {one for one in used if one.startswith("client.")}, "the reader alone uses it"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "async def f(self, b): await self._client.post(self._consent_url, json=b)",
+        "async def f(self, b): self._client.stream('POST', self._consent_url)",
+        "async def f(self, b): self._client.stream('GET', self._consent_url, content=b)",
+        "async def f(self, verb): self._client.stream(verb, self._consent_url)",
+        "async def f(self, **more): self._client.stream('GET', self._consent_url, **more)",
+        "async def f(self): self._client.stream('GET', 'https://example.com')",
+        "async def f(self): self._client.stream('GET', f'https://{self.x}/')",
+        "def f(): httpx.get(url)",
+        "def f(): send = httpx.Client().request",
+    ],
+)
+def test_a_read_that_sends_is_found(line: str) -> None:
+    """R-E2: each way to make a reader a sender."""
+    assert asks(_source(line, "gateway/reads.py"))
 
 
 _CLEARED_ONLY = "class PartnerClient:\n    async def send(self, c: Sequence[Cleared]): pass\n"
@@ -264,6 +439,10 @@ _CLEARED_ONLY = "class PartnerClient:\n    async def send(self, c: Sequence[Clea
         f"{_CLEARED_ONLY}    async def raw(self, b): await self._client.post(b)",
         f"{_CLEARED_ONLY}def f(): httpx.post('https://example.com')",
         f"{_CLEARED_ONLY}def f(sender): sender._client.post('https://example.com')",
+        "class PartnerClient:\n    async def send(self, c: Sequence[Cleared], *more: bytes): pass",
+        "class PartnerClient:\n    async def send(self, c: Sequence[Cleared], **more): pass",
+        "class PartnerClient:\n    async def send(self, batch_id: UUID): pass",
+        "class PartnerClient:\n    async def send(self, c: Sequence[Cleared] | bytes): pass",
     ],
 )
 def test_a_sender_that_takes_more_is_found(line: str) -> None:

@@ -108,7 +108,7 @@ class Crowd:
         await self._insist(told, lambda: post("/v1/visits"))
         choice = {
             "choices": [{"purpose": "marketing", "decision": "refused"}],
-            "catalogue_version": "2026-11.2",
+            "catalogue_version": "2026-11.3",
             "wording_version": "2026-11.1",
             "language": "de",
             "method": "banner",

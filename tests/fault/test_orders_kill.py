@@ -45,7 +45,11 @@ CREATE TRIGGER deed AFTER INSERT OR UPDATE ON privacy_protection FOR EACH ROW
     WHEN (NOT new.is_restriction OR new.released_at IS NOT NULL) EXECUTE FUNCTION stop_here('1');
 CREATE CONSTRAINT TRIGGER commit AFTER INSERT ON retention_done
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION stop_here('2');
+CREATE CONSTRAINT TRIGGER noted AFTER INSERT ON retention_later
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION stop_here('3');
 """
+NOTED = "SELECT pg_advisory_xact_lock(3)"
+"""A poll that has noted a drop, before its COMMIT; the deed has a transaction of its own."""
 _RETENTION_STOPS = """
 CREATE TRIGGER deed AFTER INSERT ON retention_completion
     FOR EACH ROW EXECUTE FUNCTION stop_here('1');
@@ -119,11 +123,15 @@ async def everything(side: Side) -> tuple[Any, ...]:
         await owner.fetch("SELECT * FROM privacy_protection ORDER BY 1"),
         await owner.fetch("SELECT visitor_id FROM privacy_erased ORDER BY 1"),
         await owner.fetch("SELECT order_id FROM retention_done ORDER BY 1"),
-        await owner.fetch("SELECT order_id FROM retention_later ORDER BY 1"),
+        [dict(row) for row in await owner.fetch("SELECT order_id FROM retention_later ORDER BY 1")],
         await owner.fetch(
             "SELECT relname FROM pg_class WHERE relkind = 'r' AND relname !~ '^outbox' ORDER BY 1"
         ),
     )
+
+
+LATER = 5
+"""Place of the orders that wait in `everything`."""
 
 
 def of_visitor(rows: dict[str, list[str]], visitor_id: UUID) -> dict[str, int]:
@@ -231,10 +239,16 @@ async def dies_before_commit(story: Story, killed: Killed) -> tuple[Any, ...]:
         await killed.waits(gate)
         await killed.die()
     assert await everything(story.side) == before, "before its transaction"
+    undone = before
+    if story.case.action is A.DROP:
+        await killed.dies_at(NOTED)
+        assert await everything(story.side) == before, "before COMMIT of its note"
+        noted = [{"order_id": story.order.order_id}]
+        undone = (*before[:LATER], noted, *before[LATER + 1 :])
     await killed.dies_at(DEED)
-    assert await everything(story.side) == before, "in the middle of the deeds"
+    assert await everything(story.side) == undone, "in the middle of the deeds"
     await killed.dies_at(COMMIT)
-    assert await everything(story.side) == before, "before COMMIT"
+    assert await everything(story.side) == undone, "before COMMIT"
     assert await story.side.owner.fetchval("SELECT count(*) FROM outbox") == 0
     return before
 

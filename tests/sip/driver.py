@@ -12,9 +12,10 @@ from typing import Any
 
 import structlog
 
-from services.call_control.backend import command_from_dict
+from services.call_control.backend import Dial, DialLimits, command_from_dict
 from services.call_control.sip.backend import SipBackend
 from services.call_control.sip.settings import TrunkSettings
+from tests.support.cleared import cleared_numbers
 
 
 def write(message: dict[str, object]) -> None:
@@ -25,6 +26,20 @@ def write(message: dict[str, object]) -> None:
 async def forward_events(backend: SipBackend) -> None:
     async for event in backend.events():
         write(event.to_dict())
+
+
+async def carry_out(backend: SipBackend, message: dict[str, Any]) -> None:
+    command = command_from_dict(message)
+    if not isinstance(command, Dial):
+        backend.send(command)
+        return
+    limits = DialLimits(
+        talk_limit_ms=command.talk_limit_ms,
+        ring_a_timeout_ms=command.ring_a_timeout_ms,
+        ring_b_timeout_ms=command.ring_b_timeout_ms,
+    )
+    numbers = await cleared_numbers(command.number_a, command.number_b)
+    await backend.dial(command.call_id, numbers, limits)
 
 
 async def main() -> None:
@@ -45,10 +60,10 @@ async def main() -> None:
         message = json.loads(line)
         if message["type"] == "Stop":
             break
-        backend.send(command_from_dict(message))
+        await carry_out(backend, message)
     stopping = asyncio.create_task(backend.stop(drain_s))
     while not stopping.done() and (line := await next_line(reader, stopping)):
-        backend.send(command_from_dict(json.loads(line)))
+        await carry_out(backend, json.loads(line))
     await stopping
     await forwarding
 

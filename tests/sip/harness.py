@@ -89,7 +89,7 @@ class Worker:
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     reading: asyncio.Task[None] | None = None
 
-    def send(self, command: Command) -> None:
+    def send(self, command: Command | Dial) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(command.to_dict()).encode() + b"\n")
 

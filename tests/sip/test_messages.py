@@ -13,6 +13,7 @@ from services.call_control.backend import (
     Answered,
     Command,
     Dial,
+    DialLimits,
     Ended,
     EndedBy,
     Ending,
@@ -32,11 +33,15 @@ from services.call_control.backend import (
     event_from_dict,
 )
 from services.call_control.sip import sdp
+from services.call_control.sip.backend import SipBackend
 from services.call_control.sip.settings import TrunkSettings
 from services.chassis.clock import SystemClock
+from tests.support.cleared import cleared_numbers
 from tests.support.fake_backend import FakeBackend
 
 CALL = UUID(int=7)
+NUMBER_A, NUMBER_B = "+4930123456", "+4930123457"
+LIMITS = DialLimits(talk_limit_ms=9_000, ring_a_timeout_ms=1, ring_b_timeout_ms=1)
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 HEAD: dict[str, Any] = {"call_id": CALL, "at": NOW, "mono_ms": 12_345}
 RESULT = LegResult(leg=Leg.A, dialled_at=NOW, sip_status=486, is_down=True)
@@ -71,7 +76,7 @@ OFFER = (
         Persisted(call_id=CALL, leg=Leg.B),
     ],
 )
-def test_commands_survive_json(command: Command) -> None:
+def test_commands_survive_json(command: Command | Dial) -> None:
     """Architecture, "calls stay where they are": the thread can become a process."""
     assert command_from_dict(json.loads(json.dumps(command.to_dict()))) == command
 
@@ -173,14 +178,45 @@ def test_what_is_not_sip_is_refused(datagram: bytes) -> None:
         Message.parse(datagram)
 
 
+def sip_backend() -> SipBackend:
+    trunk = TrunkSettings(
+        local=("127.0.0.1", 5060), next_hop=("127.0.0.1", 5061), caller_id=NUMBER_A
+    )
+    return SipBackend(trunk, lambda: datetime.now(UTC))
+
+
+def test_numbers_that_nobody_cleared_are_not_dialled() -> None:
+    """R-E2, K3: a `Dial` that somebody made by hand reaches no telephone."""
+    dial = Dial(
+        call_id=CALL,
+        number_a=NUMBER_A,
+        number_b=NUMBER_B,
+        talk_limit_ms=1,
+        ring_a_timeout_ms=1,
+        ring_b_timeout_ms=1,
+    )
+    with pytest.raises(TypeError, match="cleared"):
+        sip_backend().send(dial)  # type: ignore[arg-type]
+
+
+async def test_numbers_cleared_for_others_are_not_dialled() -> None:
+    """R-E2: nor what was dialled before."""
+    other = await cleared_numbers(NUMBER_A, NUMBER_B, recipient="ad-partner")
+    backend = sip_backend()
+    with pytest.raises(ValueError, match="another recipient"):
+        await backend.dial(CALL, other, LIMITS)
+    numbers = await cleared_numbers(NUMBER_A, NUMBER_B)
+    await FakeBackend(SystemClock()).dial(CALL, numbers, LIMITS)
+    with pytest.raises(ValueError, match="sent already"):
+        await backend.dial(CALL, numbers, LIMITS)
+
+
 async def test_fake_backend_keeps_the_promises_of_the_real_one() -> None:
     """The seam's fake tells a call in the same order and starts the talk only when persisted."""
     backend = FakeBackend(SystemClock())
     await backend.start()
-    order = {"talk_limit_ms": 9_000, "ring_a_timeout_ms": 1, "ring_b_timeout_ms": 1}
-    dial = Dial(call_id=CALL, number_a="+4930123456", number_b="+4930123457", **order)
-    backend.send(dial)
-    backend.send(dial)
+    for _ in range(2):
+        await backend.dial(CALL, await cleared_numbers(NUMBER_A, NUMBER_B), LIMITS)
     backend.answer(CALL, Leg.A)
     backend.send(Persisted(call_id=CALL, leg=Leg.A))
     backend.answer(CALL, Leg.B)

@@ -1,7 +1,7 @@
 """A scripted `CallBackend` for tests at the seam: no SIP, no thread, the test's own clock.
 
     backend = FakeBackend(clock)
-    backend.send(Dial(...))                     # by the code under test
+    await backend.dial(call_id, numbers, limits)  # by the code under test
     backend.answer(call_id, Leg.A)              # by the test: emits `Answered`
     await backend.received(Persisted)           # waits for the code under test
     backend.end(call_id, EndReason.HUNG_UP, EndedBy.A)
@@ -25,6 +25,7 @@ from services.call_control.backend import (
     CallBackend,
     Command,
     Dial,
+    DialLimits,
     Ended,
     EndedBy,
     Ending,
@@ -40,8 +41,10 @@ from services.call_control.backend import (
     TearDown,
     TornDown,
     Trying,
+    dial_of,
 )
 from services.chassis.clock import Clock
+from services.privacy.gate import Cleared
 
 
 @dataclass
@@ -61,7 +64,7 @@ class FakeBackend(CallBackend):
 
     def __init__(self, clock: Clock) -> None:
         """Prepare; instants of events come from `clock`."""
-        self.commands: list[Command] = []
+        self.commands: list[Command | Dial] = []
         self.calls: dict[UUID, FakeCall] = {}
         self.is_started = False
         self._clock = clock
@@ -81,12 +84,17 @@ class FakeBackend(CallBackend):
         self._queue.put_nowait(None)
 
     @override
+    async def dial(self, call_id: UUID, numbers: Cleared, limits: DialLimits) -> None:
+        command = await dial_of(call_id, numbers, limits, self._clock.now())
+        self.commands.append(command)
+        self._received.set()
+        self._dial(command)
+
+    @override
     def send(self, command: Command) -> None:
         self.commands.append(command)
         self._received.set()
         match command:
-            case Dial():
-                self._dial(command)
             case Persisted():
                 self._persisted(command)
             case TearDown():
@@ -157,7 +165,7 @@ class FakeBackend(CallBackend):
         """Let the back end die: `events` raises."""
         self._queue.put_nowait(error)
 
-    async def received(self, kind: type[Command], limit_s: float = 5.0) -> Command:
+    async def received(self, kind: type[Command | Dial], limit_s: float = 5.0) -> Command | Dial:
         """Wait for the latest command of a kind."""
         async with asyncio.timeout(limit_s):
             while not (found := [each for each in self.commands if isinstance(each, kind)]):

@@ -147,18 +147,12 @@ class Side:
                 )
 
     async def handle(self, *orders: RetentionOrderV1) -> list[RetentionReceiptV1]:
-        """Handle orders as one poll; return the receipts that it enqueued."""
-        async with self.bench.transaction() as ctx:
-            await self.executor.on_orders(
-                ctx, [received(topics.RETENTION_ORDER, one, self.bench.now) for one in orders]
-            )
-            return self.bench.enqueued(ctx, topics.RETENTION_RECEIPT, RetentionReceiptV1)
+        """Handle orders as one poll, and the drops that it noted; return the receipts."""
+        return await carry_out(self.bench, self.executor, *orders)
 
     async def retry(self) -> list[RetentionReceiptV1]:
         """Try waiting orders again; return the receipts."""
-        async with self.bench.transaction() as ctx:
-            await self.executor.retry(ctx)
-            return self.bench.enqueued(ctx, topics.RETENTION_RECEIPT, RetentionReceiptV1)
+        return (await retry(self.bench, self.executor))[1]
 
     async def live(self) -> dict[str, list[str]]:
         """Return every row of every table, as sorted JSON texts."""
@@ -219,6 +213,36 @@ class Side:
         return [self.order(drop, kinds=(kind,), before=before) for kind in kinds]
 
 
+async def carry_out(
+    bench: Bench[Any], executor: Executor, *orders: RetentionOrderV1
+) -> list[RetentionReceiptV1]:
+    """Handle orders as one poll, then what waits where it brings drops; return the receipts."""
+    receipts = await poll(bench, executor, *orders)
+    cuts = (RetentionAction.DROP, RetentionAction.ANONYMISE)
+    has_more = any(order.action in cuts for order in orders)
+    while has_more:
+        has_more, found = await retry(bench, executor)
+        receipts += found
+    return receipts
+
+
+async def poll(
+    bench: Bench[Any], executor: Executor, *orders: RetentionOrderV1
+) -> list[RetentionReceiptV1]:
+    """Handle orders as one poll and nothing else; return the receipts that it enqueued."""
+    async with bench.transaction() as ctx:
+        given = [received(topics.RETENTION_ORDER, one, bench.now) for one in orders]
+        await executor.on_orders(ctx, given)
+        return bench.enqueued(ctx, topics.RETENTION_RECEIPT, RetentionReceiptV1)
+
+
+async def retry(bench: Bench[Any], executor: Executor) -> tuple[bool, list[RetentionReceiptV1]]:
+    """Try waiting orders once; return whether there are more, and the receipts."""
+    async with bench.transaction() as ctx:
+        has_more = await executor.retry(ctx)
+        return has_more, bench.enqueued(ctx, topics.RETENTION_RECEIPT, RetentionReceiptV1)
+
+
 def ledger_handlers() -> ledger.Handlers:
     """Return the ledger's handlers; no ticket is read here."""
     return ledger.Handlers(KeyRing({"k1": "11" * 32}), LedgerMetrics(CollectorRegistry()))
@@ -236,11 +260,14 @@ _PARTS: dict[str, Parts] = {
             before_drop=ledger_handlers().close_before_drop,
             busy=ledger_handlers().with_held_reservation,
             settle=ledger_handlers().close_of_visitors,
+            figures=ledger_handlers().make_figures,
         ),
     ),
     "call_control": (
         call_store.Store, call_tables.TABLES, call_store.INVARIANTS,
-        lambda: Hooks(busy=_call_handlers().with_active_call),
+        lambda: Hooks(
+            busy=_call_handlers().with_active_call, figures=_call_handlers().make_figures
+        ),
     ),
     "consent": (consent_store.Store, consent_tables.TABLES, consent_store.INVARIANTS, Hooks),
 }  # fmt: skip

@@ -15,6 +15,7 @@ from services.call_control.backend import (
     CallBackend,
     Command,
     Dial,
+    DialLimits,
     Ended,
     EndedBy,
     EndReason,
@@ -23,10 +24,12 @@ from services.call_control.backend import (
     HangUp,
     Persisted,
     TearDown,
+    dial_of,
 )
 from services.call_control.sip.call import Call, Restored, World
 from services.call_control.sip.settings import TrunkSettings
 from services.call_control.sip.stack import Stack, mono
+from services.privacy.gate import Cleared
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +44,7 @@ class SipBackend(CallBackend):
     def __init__(self, settings: TrunkSettings, now: Callable[[], datetime]) -> None:
         """Prepare; `now` returns the wall clock, aware, and is called from the SIP thread."""
         self._settings = settings
+        self._now = now
         self._calls: dict[UUID, Call] = {}
         self._restored: dict[UUID, Restored] = {}
         self._is_draining = False
@@ -85,7 +89,14 @@ class SipBackend(CallBackend):
         self._queue.put_nowait(None)
 
     @override
+    async def dial(self, call_id: UUID, numbers: Cleared, limits: DialLimits) -> None:
+        dial = await dial_of(call_id, numbers, limits, self._now())
+        self._stack.call_soon(self._carry_out, dial)
+
+    @override
     def send(self, command: Command) -> None:
+        if isinstance(command, Dial):
+            raise TypeError("numbers are dialled as the gate cleared them: `dial`")
         self._stack.call_soon(self._carry_out, command)
 
     @override
@@ -137,7 +148,7 @@ class SipBackend(CallBackend):
         if not self._calls and not self._restored:
             self._post(self._idle.set)
 
-    def _carry_out(self, command: Command) -> None:
+    def _carry_out(self, command: Command | Dial) -> None:
         match command:
             case Dial():
                 self._dial(command)

@@ -27,6 +27,7 @@ from schemas.consent import (
     ConsentChoice,
     ConsentDecision,
     ConsentMethod,
+    ConsentStateV1,
     ConsentV1,
     Purpose,
 )
@@ -43,9 +44,16 @@ from services.gateway.door import COOKIE, RateLimits, Visits
 from services.gateway.http import models
 from services.gateway.http.guard import BEACON_PATH, LIVE_PATH, MEDIA_PREFIX, Guard
 from services.gateway.http.openapi import describe
-from services.gateway.http.problems import ProblemError, documented, field_errors, respond
+from services.gateway.http.problems import (
+    ProblemError,
+    answered,
+    documented,
+    field_errors,
+    respond,
+)
 from services.gateway.http.ranges import partial
 from services.gateway.metrics import Metrics
+from services.gateway.offers import Chosen, Offers, Shown
 from services.gateway.partner import PartnerAds
 from services.gateway.reads import AwayError, Balance, CallView, Reads
 from services.gateway.settings import Settings
@@ -76,6 +84,7 @@ class Parts:
     sender: Sender
     reads: Reads
     threat: Threat
+    offers: Offers
     visits: Visits
     tickets: KeyRing
     limits: RateLimits
@@ -100,6 +109,14 @@ _WITH_BODY = (
     Reason.REQUEST_TOO_SLOW,
     Reason.KAFKA_AWAY,
 )
+_NOT_OFFERED = (
+    Reason.CATALOGUE_UNKNOWN,
+    Reason.PURPOSE_NECESSARY,
+    Reason.PURPOSE_NOT_OFFERED,
+    Reason.RECIPIENT_NOT_OFFERED,
+    Reason.RECIPIENT_UNKNOWN,
+    Reason.SIGNAL_GIVES_NOTHING,
+)
 CallId = Annotated[ServerId, Path(description="As answered by POST /v1/calls.")]
 _COOKIE = APIKeyCookie(
     name=COOKIE, auto_error=False, description="The visit, as POST /v1/visits sets it."
@@ -119,8 +136,10 @@ def build_http(parts: Parts) -> Guard:
         separate_input_output_schemas=False,
     )
     door = _Door(parts)
-    for routes in (_visits, _ads, _balance, _consents, _consent_reads, _calls):
+    for routes in (_visits, _ads, _balance, _consents, _calls):
         app.include_router(routes(parts, door))
+    for reads in (_catalogues, _my_consents):
+        app.include_router(reads(door))
 
     @app.websocket(LIVE_PATH)
     async def live(websocket: WebSocket) -> None:
@@ -135,6 +154,12 @@ def build_http(parts: Parts) -> Guard:
     return Guard(
         app, settings=parts.settings, limits=parts.limits, clock=parts.clock, metrics=parts.metrics
     )
+
+
+class LinkedData(Response):
+    """JSON-LD, in the bytes that were signed."""
+
+    media_type = "application/ld+json"
 
 
 class _Door:
@@ -170,6 +195,16 @@ class _Door:
             raise ProblemError(Reason.KAFKA_AWAY) from None
         metrics.produced.labels(topic.name, "acknowledged").inc(len(batch))
         metrics.kafka_wait.observe(clock.monotonic() - started_s)
+
+    async def read_consent(self, request: Request, path: str, **query: str) -> Response:
+        """Return what consent answers, in its very bytes: receipts are signed over them."""
+        try:
+            found = await self._parts.reads.consent(path, query, request.state.traceparent)
+        except AwayError:
+            raise ProblemError(Reason.CONSENT_AWAY) from None
+        if found is None:
+            raise ProblemError(Reason.ROUTE_UNKNOWN)
+        return Response(found, media_type="application/json")
 
 
 # ---------------------------------------------------------------------- visits
@@ -383,6 +418,19 @@ def _balance(parts: Parts, door: _Door) -> APIRouter:
     return router
 
 
+def _shown(body: models.ConsentRequest) -> Shown:
+    return Shown(
+        catalogue_version=body.catalogue_version,
+        wording_version=body.wording_version,
+        language=body.language,
+        is_signal=body.method is models.PageMethod.SIGNAL,
+    )
+
+
+def _chosen(choice: models.Choice) -> Chosen:
+    return Chosen(purpose=choice.purpose, decision=choice.decision, recipient=choice.recipient)
+
+
 def _consents(parts: Parts, door: _Door) -> APIRouter:
     router = APIRouter(tags=["consent"])
     InVisit = Annotated[Visit, Depends(door.visit)]  # noqa: N806 - a type
@@ -391,7 +439,7 @@ def _consents(parts: Parts, door: _Door) -> APIRouter:
         "/v1/consents",
         status_code=202,
         summary="Tell a decision about consent",
-        responses=documented(*_WITH_VISIT, *_WITH_BODY, Reason.PURPOSE_TWICE),
+        responses=documented(*_WITH_VISIT, *_WITH_BODY, Reason.PURPOSE_TWICE, *_NOT_OFFERED),
     )
     async def decide_consent(
         body: models.ConsentRequest, visit: InVisit, request: Request
@@ -400,10 +448,17 @@ def _consents(parts: Parts, door: _Door) -> APIRouter:
 
         A choice without `recipient` is for all recipients that were named. `served` and `dismissed`
         say that the question was shown and left without an answer: they change nothing.
+
+        A refusal, withdrawal or objection counts whatever was shown; an agreement counts to what a
+        published version offers in that wording. An older version is taken too: who was shown it
+        agreed to what it says, and to nobody whom a later one added.
         """
         chosen = [(choice.purpose, choice.recipient) for choice in body.choices]
         if len(set(chosen)) < len(chosen):
             raise ProblemError(Reason.PURPOSE_TWICE)
+        refused = await parts.offers.refusal(_shown(body), map(_chosen, body.choices))
+        if refused is not None:
+            raise ProblemError(refused[0], index=refused[1])
         decision_id = parts.ids.new()
         event = ConsentV1(
             decision_id=decision_id,
@@ -454,52 +509,99 @@ def _consents(parts: Parts, door: _Door) -> APIRouter:
     return router
 
 
-def _consent_reads(parts: Parts, door: _Door) -> APIRouter:
+def _catalogues(door: _Door) -> APIRouter:
     router = APIRouter(tags=["consent"])
     InVisit = Annotated[Visit, Depends(door.visit)]  # noqa: N806 - a type
     away = documented(*_WITH_VISIT, Reason.CONSENT_AWAY)
 
-    async def read(request: Request, path: str, **query: str) -> bytes:
-        try:
-            return await parts.reads.consent(path, query, request.state.traceparent)
-        except AwayError:
-            raise ProblemError(Reason.CONSENT_AWAY) from None
-
     @router.get(
         "/v1/consents/catalogue",
         summary="Read the catalogue in force",
-        responses={**away, **documented(Reason.INVALID_REQUEST)},
+        responses=answered(models.CatalogueAnswer) | away | documented(Reason.INVALID_REQUEST),
     )
     async def read_catalogue(
         language: Literal["de", "en"], _visit: InVisit, request: Request
     ) -> Response:
         """Return the catalogue as it is shown in a language, with its hash (R-F1)."""
-        found = await read(request, "/v1/catalogue", language=language)
-        return Response(found, media_type="application/json")
+        return await door.read_consent(request, "/v1/catalogue", language=language)
 
-    @router.get("/v1/consents", summary="Read what I agreed to", responses=away)
+    @router.get(
+        "/v1/consents/catalogues/{version}",
+        summary="Read a published catalogue",
+        responses=answered(models.CatalogueAnswer)
+        | away
+        | documented(Reason.INVALID_REQUEST, Reason.ROUTE_UNKNOWN),
+    )
+    async def read_version(
+        version: Annotated[models.Version, Path(description="As the receipt names it.")],
+        language: Literal["de", "en"],
+        _visit: InVisit,
+        request: Request,
+    ) -> Response:
+        """Return a published version exactly as it was shown, whatever is in force now (R-F2)."""
+        return await door.read_consent(request, f"/v1/catalogues/{version}", language=language)
+
+    @router.get(
+        "/v1/consents/receipt-keys",
+        summary="Read the keys by which receipts verify",
+        responses=answered(models.ReceiptKeysAnswer) | away,
+    )
+    async def read_receipt_keys(_visit: InVisit, request: Request) -> Response:
+        """Return the public keys (Ed25519) by id; anybody can verify a receipt without our code.
+
+        What is signed: the canonical JSON (sorted keys, no spaces, UTF-8) of
+        `{"receipt": …, "type": "receipt"}`.
+        """
+        return await door.read_consent(request, "/v1/receipt-keys")
+
+    return router
+
+
+def _my_consents(door: _Door) -> APIRouter:
+    router = APIRouter(tags=["consent"])
+    InVisit = Annotated[Visit, Depends(door.visit)]  # noqa: N806 - a type
+    away = documented(*_WITH_VISIT, Reason.CONSENT_AWAY)
+
+    @router.get(
+        "/v1/consents",
+        summary="Read what I agreed to",
+        responses=answered(ConsentStateV1) | away,
+    )
     async def read_consents(visit: InVisit, request: Request) -> Response:
         """Return what is in force for this visitor; nothing decided = nothing in force."""
-        found = await read(request, f"/v1/visitors/{visit.visitor_id}/consent")
-        return Response(found, media_type="application/json")
+        return await door.read_consent(request, f"/v1/visitors/{visit.visitor_id}/consent")
 
-    @router.get("/v1/consents/question", summary="Read whether to ask", responses=away)
+    @router.get(
+        "/v1/consents/question",
+        summary="Read whether to ask",
+        responses=answered(models.QuestionAnswer) | away,
+    )
     async def read_question(visit: InVisit, request: Request) -> Response:
         """Return whether the page is to show the consent question, and of which version."""
-        found = await read(request, f"/v1/visitors/{visit.visitor_id}/question")
-        return Response(found, media_type="application/json")
+        return await door.read_consent(request, f"/v1/visitors/{visit.visitor_id}/question")
 
-    @router.get("/v1/consents/receipts", summary="Read my receipts", responses=away)
+    @router.get(
+        "/v1/consents/receipts",
+        summary="Read my receipts",
+        response_class=LinkedData,
+        responses=answered(list[models.ReceiptAnswer]) | away,
+    )
     async def read_receipts(visit: InVisit, request: Request) -> Response:
-        """Return this visitor's signed receipts, in the very bytes that were signed."""
-        found = await read(request, f"/v1/visitors/{visit.visitor_id}/receipts")
-        return Response(found, media_type="application/ld+json")
+        """Return this visitor's signed receipts, in the very bytes that were signed.
 
-    @router.get("/v1/consents/consent-mode", summary="Read the page's keys", responses=away)
+        Each says under which id (`dpv:hasDataSubject`) it can be withdrawn when the visit is over.
+        """
+        found = await door.read_consent(request, f"/v1/visitors/{visit.visitor_id}/receipts")
+        return LinkedData(found.body)
+
+    @router.get(
+        "/v1/consents/consent-mode",
+        summary="Read the page's keys",
+        responses=answered(models.ConsentModeAnswer) | away,
+    )
     async def read_consent_mode(visit: InVisit, request: Request) -> Response:
         """Return Google Consent Mode v2's keys as this visitor's choices have them."""
-        found = await read(request, f"/v1/visitors/{visit.visitor_id}/consent-mode")
-        return Response(found, media_type="application/json")
+        return await door.read_consent(request, f"/v1/visitors/{visit.visitor_id}/consent-mode")
 
     return router
 

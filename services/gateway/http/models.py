@@ -2,10 +2,10 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, RootModel
 
 from schemas.ad_view import AdEventKind
 from schemas.consent import CHOICES_MAX, ConsentDecision, PagePath, Purpose
@@ -152,6 +152,90 @@ class ConsentAnswer(_Answer):
     """The decision is recorded in Kafka; `consent` comes over the WebSocket once in force."""
 
     decision_id: UUID
+
+
+class CatalogueEntry(_Answer):
+    """One cookie, store, pixel or request (R-F1)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    name: str | None
+    provider: str
+    type: str
+    expiry: Annotated[str, Field(description="`session`, `persistent` or an ISO 8601 duration.")]
+    purposes: list[str]
+    purpose: Annotated[str, Field(description="In the language asked for.")]
+    first_found: str
+    initiator: str
+    source: str
+    recipient: str | None
+    country: str
+    adequacy: Annotated[str, Field(description="As it was found; the register says what holds.")]
+    category: str
+    blocked_until_accepted: bool
+
+
+class CatalogueWording(_Answer):
+    """What is shown around the entries."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Version
+    title: str
+    text: str
+    accept: str
+    refuse: str
+    withdraw: str
+    categories: dict[str, str]
+
+
+class CatalogueAnswer(_Answer):
+    """A version of the catalogue as it is shown in a language."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Version
+    language: Literal["de", "en"]
+    wording: CatalogueWording
+    entries: list[CatalogueEntry]
+    hash: Annotated[
+        str,
+        Field(
+            pattern=r"^[0-9a-f]{64}$",
+            description="SHA-256 of the rest as canonical JSON: sorted keys, no spaces.",
+        ),
+    ]
+
+
+class QuestionAnswer(_Answer):
+    """Whether the page is to ask."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    is_to_be_asked: bool
+    catalogue_version: Version
+
+
+class ReceiptAnswer(_Answer):
+    """A signed receipt (ISO/IEC TS 27560 in the W3C's DPV profile, JSON-LD)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    context: Annotated[dict[str, str], Field(alias="@context")]
+    receipt: Annotated[
+        dict[str, Any], Field(description="`dct:type`: decision, or termination on a withdrawal.")
+    ]
+    key_id: str
+    signature: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$", description="Ed25519, hex.")]
+
+
+class ReceiptKeysAnswer(RootModel[dict[str, str]]):
+    """Key id -> Ed25519 public key, hex."""
+
+
+class ConsentModeAnswer(RootModel[dict[str, Literal["granted", "denied"]]]):
+    """Google Consent Mode v2's keys."""
 
 
 class CallRequest(_Request):

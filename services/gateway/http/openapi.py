@@ -66,7 +66,8 @@ def _use_problem_type(operation: dict[str, Any]) -> None:
     """Move each problem's schema under its real content type, and name its headers."""
     for status, response in operation["responses"].items():
         content = response.get("content", {})
-        if MEDIA_TYPE in content and "application/json" in content:
-            content[MEDIA_TYPE]["schema"] = content.pop("application/json")["schema"]
+        # FastAPI puts it under the type of the route's good answer
+        for other in [name for name in content if MEDIA_TYPE in content and name != MEDIA_TYPE]:
+            content[MEDIA_TYPE]["schema"] = content.pop(other)["schema"]
         if status in ("429", "503"):
             response["headers"] = {"Retry-After": _RETRY}

@@ -20,6 +20,7 @@ KINDS: dict[Reason, tuple[HTTPStatus, str]] = {
     Reason.BODY_TOO_LARGE: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The request is too large."),
     Reason.CALL_CONTROL_AWAY: (_AWAY, "Calls cannot be looked up right now; try again."),
     Reason.CALL_UNKNOWN: (_NONE, "There is no such call of yours."),
+    Reason.CATALOGUE_UNKNOWN: (_BAD, "This version, wording and language were never published."),
     Reason.CONSENT_AWAY: (_AWAY, "Consents cannot be read right now; try again."),
     Reason.CLIENT_GONE: (HTTPStatus.BAD_REQUEST, "The request was not finished."),
     Reason.INTERNAL_ERROR: (HTTPStatus.INTERNAL_SERVER_ERROR, "Something broke on our side."),
@@ -32,13 +33,18 @@ KINDS: dict[Reason, tuple[HTTPStatus, str]] = {
     Reason.MEDIA_UNKNOWN: (_NONE, "There is no such file."),
     Reason.METHOD_NOT_ALLOWED: (HTTPStatus.METHOD_NOT_ALLOWED, "This address has other methods."),
     Reason.ORIGIN_FOREIGN: (HTTPStatus.FORBIDDEN, "Requests from other pages are refused."),
+    Reason.PURPOSE_NECESSARY: (_BAD, "What the service needs cannot be refused."),
+    Reason.PURPOSE_NOT_OFFERED: (_BAD, "This version of the catalogue has no such purpose."),
     Reason.PURPOSE_TWICE: (_BAD, "A purpose may be decided once per request."),
     Reason.RANGE_NOT_SATISFIABLE: (
         HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "The file has no such part.",
     ),
     Reason.RATE_EXCEEDED: (HTTPStatus.TOO_MANY_REQUESTS, "Too many requests; wait a little."),
+    Reason.RECIPIENT_NOT_OFFERED: (_BAD, "This version names no such recipient for the purpose."),
+    Reason.RECIPIENT_UNKNOWN: (_BAD, "There is no such recipient for the purpose."),
     Reason.REQUEST_TOO_SLOW: (HTTPStatus.REQUEST_TIMEOUT, "The request took too long to arrive."),
     Reason.ROUTE_UNKNOWN: (_NONE, "There is nothing at this address."),
+    Reason.SIGNAL_GIVES_NOTHING: (_BAD, "A browser's signal can object, not agree."),
     Reason.TICKET_EXPIRED: (_BAD, "The view ticket has expired; take a new one."),
     Reason.TICKET_FOREIGN: (HTTPStatus.FORBIDDEN, "The view ticket belongs to another visit."),
     Reason.TICKET_MALFORMED: (_BAD, "The view ticket cannot be read."),
@@ -129,6 +135,11 @@ def field_errors(found: Sequence[Any]) -> list[FieldError]:
             place = place[:-1]  # the client chose that name
         errors.append(FieldError(location=place, kind=error["type"]))
     return errors
+
+
+def answered(model: Any) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI response of a route that hands on bytes: what they hold."""
+    return {200: {"model": model}}
 
 
 def documented(*reasons: Reason) -> dict[int | str, dict[str, Any]]:

@@ -19,17 +19,19 @@ from schemas.credit import (
     CreditRequestV1,
     CreditV1,
 )
-from schemas.retention import DataKind, RetentionAction, RetentionOrderV1, RetentionReceiptV1
+from schemas.retention import DataKind, RetentionAction, RetentionOrderV1
 from services.ad_ledger.classification import TABLES
 from services.ad_ledger.handlers import Handlers
 from services.ad_ledger.metrics import LedgerMetrics
 from services.ad_ledger.store import DAY_INVARIANTS, INVARIANTS, Store
 from services.chassis.clock import SystemClock
+from services.chassis.errors import Poison
 from services.chassis.ids import TimeOrderedIds
 from services.chassis.invariants import ROUNDS_MAX, DayInvariants
 from services.privacy.declare import by_day
-from services.privacy.executor import on_retention_orders
+from services.privacy.executor import Executor, Hooks
 from tests.support.bench import Bench, new_visitor_id, open_bench, received
+from tests.support.protected import carry_out
 from tests.support.signals import Signals
 from tests.support.stack import World
 
@@ -487,16 +489,18 @@ async def test_dropping_a_day_keeps_the_books_balanced_and_leaves_no_visitor(ben
     visitor_id, call_id = new_visitor_id(), IDS.new()
     await watch(bench, handlers, visitor_id)
     await ask(bench, handlers, reserve(bench, visitor_id, call_id, wanted_ms=4_000))
-    handle = on_retention_orders(TABLES, simulation=True, before_drop=handlers.close_before_drop)
+    executor = Executor(
+        TABLES,
+        simulation=True,
+        hooks=Hooks(before_drop=handlers.close_before_drop, figures=handlers.make_figures),
+    )
     counts: dict[str, int] = {}
     for kind in (DataKind.AD_USE, DataKind.IP_ADDRESS, DataKind.TRAFFIC_DATA):
         order = RetentionOrderV1(
             order_id=IDS.new(), kind=kind, action=RetentionAction.DROP,
             before_day=(bench.now + timedelta(days=1)).date(), as_of=bench.now + timedelta(days=8),
         )  # fmt: skip
-        async with bench.transaction() as ctx:
-            await handle(ctx, [received(topics.RETENTION_ORDER, order, bench.now)])
-            receipts = bench.enqueued(ctx, topics.RETENTION_RECEIPT, RetentionReceiptV1)
+        receipts = await carry_out(bench, executor, order)
         counts |= {count.table: count.n_rows for count in receipts[0].counts}
     assert counts["ad_view"] >= len(WHOLE_VIEW)
     assert counts["ad_view_address"] >= 1
@@ -510,15 +514,20 @@ async def test_dropping_a_day_keeps_the_books_balanced_and_leaves_no_visitor(ben
     await assert_invariants(bench)
 
 
-async def drop_today(bench, handlers, *kinds):
-    handle = on_retention_orders(TABLES, simulation=True, before_drop=handlers.close_before_drop)
+async def drop_today(bench, handlers, *kinds, action=RetentionAction.DROP):
+    receipts = []
+    executor = Executor(
+        TABLES,
+        simulation=True,
+        hooks=Hooks(before_drop=handlers.close_before_drop, figures=handlers.make_figures),
+    )
     for kind in kinds:
         order = RetentionOrderV1(
-            order_id=IDS.new(), kind=kind, action=RetentionAction.DROP,
+            order_id=IDS.new(), kind=kind, action=action,
             before_day=(bench.now + timedelta(days=1)).date(), as_of=bench.now + timedelta(days=8),
         )  # fmt: skip
-        async with bench.transaction() as ctx:
-            await handle(ctx, [received(topics.RETENTION_ORDER, order, bench.now)])
+        receipts += await carry_out(bench, executor, order)
+    return receipts
 
 
 @pytest.fixture
@@ -558,6 +567,45 @@ async def test_a_day_is_counted_by_network_before_its_addresses_go(
         ("192.0.2.0/24", 10, 20, 10),  # two at once are completed once
         (None, 11, 11, 11),
     ]
+
+
+async def test_an_order_to_anonymise_says_what_went_and_what_was_made_of_it(
+    bench, handlers, uncounted
+):
+    """R-C2, R-D2, D4: the addresses are gone, two figures remain; again there is nothing to do."""
+    await watch_from(bench, handlers, *(f"192.0.2.{n}" for n in range(10)))
+    await watch_from(bench, handlers, *(f"198.51.{n}.7" for n in range(10)))
+    anonymise = RetentionAction.ANONYMISE
+    for n_rows, n_figures in ((20, 2), (0, 0)):
+        (receipt,) = await drop_today(bench, handlers, DataKind.IP_ADDRESS, action=anonymise)
+        (count,) = receipt.counts
+        assert (count.table, count.n_rows, count.n_figures) == (
+            "ad_view_address", n_rows, n_figures,
+        )  # fmt: skip
+    assert await uncounted.fetch("SELECT FROM ad_view_address") == []
+    async with bench.transaction() as ctx:
+        found = await ctx.store.statistics(bench.now.date() - timedelta(days=1))
+    assert [row["n_visitors"] for row in found] == [10, 10]
+
+
+@pytest.mark.parametrize("kind", [DataKind.AD_USE, DataKind.IP_ADDRESS])
+async def test_what_nobody_counts_is_not_anonymised(bench, handlers, uncounted, kind):
+    """R-C2, D3: refused, unanswered, and nothing goes: a kind, or a service, without figures."""
+    await watch_from(bench, handlers, *(f"192.0.2.{n}" for n in range(10)))
+    hooks = Hooks(figures=handlers.make_figures if kind is DataKind.AD_USE else None)
+    executor = Executor(TABLES, simulation=True, hooks=hooks)
+    order = RetentionOrderV1(
+        order_id=IDS.new(), kind=kind, action=RetentionAction.ANONYMISE,
+        before_day=(bench.now + timedelta(days=1)).date(), as_of=bench.now,
+    )  # fmt: skip
+    with pytest.raises(Poison, match="no_anonymiser"):
+        await carry_out(bench, executor, order)
+    assert await uncounted.fetchval("SELECT count(*) FROM ad_view_address") == 10
+    assert await uncounted.fetchval("SELECT count(*) FROM retention_later") == 0
+    # who keeps none of it says so
+    nothing = order.model_copy(update={"kind": DataKind.TRAFFIC_DATA})
+    (receipt,) = await carry_out(bench, executor, nothing)
+    assert receipt.counts == ()
 
 
 async def test_few_visitors_are_not_told_of_at_all(bench, handlers, uncounted):

@@ -48,6 +48,7 @@ from services.chassis.service import Service
 from services.privacy import recipients
 from services.privacy.declare import LegalBasis, by_day
 from services.privacy.gate import (
+    CLEARED_AGE_MAX,
     Permit,
     Question,
     Refusal,
@@ -379,6 +380,27 @@ async def test_what_the_gate_does_not_clear_is_not_dialled(process, allowed):
     assert len(await process.ends(call_id)) == 1
     assert len(await process.transfers(row["visitor_id"])) == 1
     assert process.switch._held == set()
+    await process.assert_invariants()
+
+
+async def test_what_was_cleared_too_long_ago_is_not_dialled(process):
+    """R-E2, C3: a commit that took longer than what is cleared lasts: no dialling, one end."""
+    gate = process.switch._gate
+    clear = gate.clear
+
+    async def slow(ctx, call):
+        found = await clear(ctx, call)
+        process.clock.ahead = CLEARED_AGE_MAX + timedelta(seconds=1)
+        return found
+
+    gate.clear = slow
+    call_id = await process.reserved_call()
+    await process.take_orders()
+    assert process.sent(Dial, call_id) == []
+    assert call_id not in process.switch._held
+    await process.look_for_orphans()
+    await process.reaches(call_id, "ended")
+    assert len(await process.ends(call_id)) == 1
     await process.assert_invariants()
 
 

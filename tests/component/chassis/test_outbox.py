@@ -6,18 +6,21 @@ Method: the relay with a sink that only collects; two connections whose transact
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
+from types import SimpleNamespace
 
 import asyncpg
 import pytest
 from prometheus_client import CollectorRegistry
 
 from deploy.provision import Infrastructure
+from schemas import topics
 from services.chassis import db, errors
 from services.chassis.clock import SystemClock
 from services.chassis.metrics import ChassisMetrics
-from services.chassis.outbox import OutboxRow, Relay
+from services.chassis.outbox import RELAY_ROWS_MAX, UNSENT, OutboxRow, Relay, is_too_old
 from services.chassis.secret import Secret
 from tests.support.eventually import eventually
 from tests.support.stack import World, finish, make_world, new_prefix
@@ -119,6 +122,48 @@ async def test_a_younger_transaction_with_a_lower_id_is_not_skipped(world):
         await sent(sink, "B", "A")
 
 
+async def test_only_transactions_of_this_database_hold_the_fence(world):
+    """Another service on the same server erases for a minute: a withdrawal does not wait for it."""
+    sink = Collector()
+    elsewhere = await asyncpg.connect(world.infrastructure.postgres_admin_dsn)
+    try:
+        async with relaying(world, sink), connected(world) as a, connected(world, owner=True) as b:
+            await elsewhere.execute("BEGIN; SELECT pg_current_xact_id()")
+            await a.execute(INSERT, b"1")
+            await sent(sink, "1")
+            # of this database, whoever it is: the owner writes outbox rows too
+            await b.execute("BEGIN; SELECT pg_current_xact_id()")
+            await a.execute(INSERT, b"2")
+            await some_rounds()
+            assert sink.sent == ["1"]
+            await b.execute("COMMIT")
+            await sent(sink, "1", "2")
+    finally:
+        await elsewhere.close()
+
+
+async def test_a_round_reads_nothing_that_was_sent(world):
+    """An hour's outbox has millions of rows: a round costs what it sends, not what was sent."""
+    sink = Collector()
+    n_rows = 5000
+    async with connected(world, owner=True) as owner, relaying(world, sink):
+        await owner.execute(
+            "INSERT INTO outbox (topic, headers, payload)"
+            " SELECT 'consent-state', '[]', n::text::bytea FROM generate_series(1, $1) n",
+            n_rows,
+        )
+        await sent(sink, *(str(n) for n in range(1, n_rows + 1)))
+        await some_rounds()
+        # fresh statistics of the one table, none of the other: the plan that read it all
+        await owner.execute("ANALYZE outbox")
+        answer = await owner.fetchval(
+            "EXPLAIN (ANALYZE, FORMAT JSON) " + UNSENT.replace("$1", str(RELAY_ROWS_MAX))
+        )
+    assert f'"Rows Removed by Join Filter": {n_rows}' not in answer
+    pages = json.loads(answer)[0]["Plan"]["Shared Hit Blocks"]
+    assert pages < n_rows / 100
+
+
 async def test_an_aborted_transaction_leaves_nothing(world):
     """Events leave with their effect or not at all."""
     sink = Collector()
@@ -183,6 +228,83 @@ async def test_age_grows_while_the_broker_is_away(world):
         await eventually(is_zero, within_s=10)
 
 
+@pytest.mark.parametrize(
+    ("headers", "is_sent"),
+    [
+        ('[["ce_time", "{now}"]]', True),
+        ('[["ce_time", "{young}"]]', True),
+        ('[["ce_time", "{old}"]]', False),
+        ('[["ce_time", "{now}"], ["ce_origintime", "{young}"]]', True),
+        ('[["ce_time", "{now}"], ["ce_origintime", "{old}"]]', False),
+        ('[["ce_time", "9999-01-01T00:00:00+00:00"]]', True),
+        ('[["ce_time", "yesterday"]]', True),
+        ('[["ce_time", null]]', True),
+        ("[]", True),
+    ],
+)
+async def test_a_copy_that_would_outlive_its_rule_is_left_out(world, headers, is_sent):
+    """R-D5, D1: by the event that it stems from; what says none is as old as its row. Counted."""
+    sink, now = Collector(), SystemClock().now()
+    limit = timedelta(milliseconds=topics.CONSENT.dead_letter.origin_age_max_ms or 0)
+    ages = {"now": timedelta(), "young": limit - timedelta(minutes=1), "old": limit + timedelta(1)}
+    for name, age in ages.items():
+        headers = headers.replace(f"{{{name}}}", (now - age).isoformat())
+    async with connected(world) as a, relaying(world, sink) as (_, metrics):
+        into = "INSERT INTO outbox (topic, headers, payload) VALUES ($1, $2, $3)"
+        await a.execute(into, "consent-dlq", headers.encode(), b"1")
+        # a state's last word is never left out, and nothing stops behind what was
+        await a.execute(into, "consent-state", headers.encode(), b"2")
+        await sent(sink, *(["1", "2"] if is_sent else ["2"]))
+        (family,) = metrics.outbox_too_old.collect()
+        counted = {s.labels["topic"]: s.value for s in family.samples if s.name.endswith("_total")}
+        assert counted == ({} if is_sent else {"consent-dlq": 1.0})
+
+
+async def test_a_copy_that_waited_too_long_here_is_left_out(world):
+    """R-D5: an outage of Kafka is no ground to keep, either."""
+    sink = Collector()
+    limit = timedelta(milliseconds=topics.CONSENT.dead_letter.origin_age_max_ms or 0)
+    async with connected(world, owner=True) as owner, connected(world) as a:
+        await a.execute(INSERT.replace("consent-state", "consent-dlq"), b"1")
+        written_at = await owner.fetchval("SELECT created_at FROM outbox")
+    row = OutboxRow("consent-dlq", None, [], b"1")
+    for waited, is_old in ((limit, False), (limit + timedelta(seconds=1), True)):
+        assert is_too_old(row, created_at=written_at, now=written_at + waited) is is_old
+    assert sink.sent == []
+
+
+async def test_what_a_round_cannot_see_has_an_age_too(world):
+    """D1: behind a transaction that does not end, and in a database that nobody can read."""
+    sink = Collector()
+    async with (
+        connected(world) as stays,
+        connected(world) as a,
+        connected(world) as b,
+        relaying(world, sink) as (relay, metrics),
+    ):
+
+        def age_s() -> float:
+            return float(next(iter(metrics.outbox_age.collect())).samples[0].value)
+
+        await stays.execute("BEGIN")
+        await stays.fetchval("SELECT pg_current_xact_id()")
+        await a.execute(INSERT, b"1")
+        await some_rounds()
+        assert sink.sent == []
+        await relay.look(b)
+        assert age_s() == 0, "young: it may be on its way"
+        clock = SystemClock()
+        relay._clock = SimpleNamespace(now=lambda: clock.now() + timedelta(seconds=90))
+        await relay.look(b)
+        assert 90 <= age_s() < 120
+        await stays.execute("COMMIT")
+        await sent(sink, "1")
+        await relay.look(b)
+        assert age_s() == 0
+        relay._clock = SimpleNamespace(now=lambda: clock.now() + timedelta(hours=3))
+        assert age_s() > 2 * 3600, "nobody has looked for hours"
+
+
 async def test_a_cursor_from_another_server_is_refused(world):
     """A dump restored elsewhere: transaction ids begin anew, every new row would look sent."""
     metrics = ChassisMetrics(SERVICE, CollectorRegistry())
@@ -242,6 +364,35 @@ async def test_hours_are_made_ahead_and_dropped_only_when_sent(world):
         # the runtime role may not make or drop tables by itself
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await a.execute(f"DROP TABLE {ahead[0]}")
+
+
+async def test_an_hour_that_somebody_reads_stays_and_nobody_waits_for_it(world):
+    """A backup reads the old hour: its drop waits for the next time, the relay for nothing."""
+    sink = Collector()
+    now = SystemClock().now().replace(minute=0, second=0, microsecond=0)
+    start = now - timedelta(hours=5)
+    name = f"{start:outbox_y%Ym%md%dh%H}"
+    async with (
+        connected(world, owner=True) as backup,
+        connected(world) as a,
+        relaying(world, sink),
+    ):
+        await backup.fetchval(
+            "SELECT chassis_range_add('outbox', $1, $2, $3)",
+            name,
+            f"{start:%Y-%m-%d %H:00:00+00}",
+            f"{start + timedelta(hours=1):%Y-%m-%d %H:00:00+00}",
+        )
+        await backup.execute(f"BEGIN; SELECT FROM {name}")
+        maintained = asyncio.create_task(a.fetchval("SELECT chassis_outbox_maintain()"))
+        async with connected(world) as b:
+            await b.execute(INSERT, b"1")
+            await sent(sink, "1")
+        assert await maintained == 0
+        await backup.execute("COMMIT")
+        assert name in await partitions(backup)
+        assert await a.fetchval("SELECT chassis_outbox_maintain()") == 1
+        assert name not in await partitions(backup)
 
 
 async def test_two_sessions_with_the_same_poll_do_it_once(world):

@@ -4,24 +4,42 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from datetime import timedelta
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import asyncpg
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from schemas import topics
 from schemas.consent import ConsentChoice, ConsentDecision, ConsentMethod, ConsentV1, Purpose
+from schemas.retention import (
+    DataKind,
+    RetentionAction,
+    RetentionOrderV1,
+    RetentionReceiptV1,
+)
 from services.chassis.ids import TimeOrderedIds
 from services.consent import chain_store
-from services.consent.command import judge
+from services.consent import takings as takings_room
+from services.consent.classification import TABLES
+from services.consent.command import judge, proven
+from services.consent.domain import Decision, Verdict
 from services.consent.handlers import on_consents
-from services.consent.store import Store
-from services.privacy.chain import SigningKeys, VerifyKeys
+from services.consent.store import Proof, Store
+from services.consent.takings import FRESH_FOR, Takings
+from services.privacy import chain
+from services.privacy.chain import SigningKeys, VerifyKeys, new_salt
+from services.privacy.executor import Executor, Hooks
 from tests.support.bench import Bench, new_visitor_id, open_bench, received
 from tests.support.stack import World
+from tests.support.staff import Shell
 
 WORLD_SERVICES = ("consent",)
 IDS = TimeOrderedIds()
@@ -84,10 +102,15 @@ async def record(bench: Bench[Store], visitor_id: UUID, n: int = N_RECORDS) -> i
 
 
 async def faults(
-    connection: "asyncpg.Connection[Any]", part: int, keys: SigningKeys
+    connection: "asyncpg.Connection[Any]",
+    part: int,
+    keys: SigningKeys,
+    kept: Sequence[chain.Anchor] | None = None,
 ) -> list[tuple[str, int]]:
     """Return what `verify` finds in a chain, by kind and place."""
-    found = judge(await chain_store.read_part(connection, part), VerifyKeys(keys.public()))
+    public = VerifyKeys(keys.public())
+    takings = proven(await chain_store.read_part(connection, chain_store.TAKINGS), public)
+    found = judge(await chain_store.read_part(connection, part), public, takings, kept)
     assert found["intact"] == (not found["findings"])
     return [(finding["fault"], finding["seq"]) for finding in found["findings"]]
 
@@ -204,7 +227,7 @@ async def test_a_record_past_the_chain_is_found(
         part,
         seq,
     )
-    assert await faults(owner, part, keys) == [("missing", seq + 7)]
+    assert await faults(owner, part, keys) == [("missing", seq + 7), ("content_gone", seq)]
 
 
 @pytest.mark.parametrize("claimed", ["another chain", "no chain", "a place that is taken"])
@@ -254,21 +277,271 @@ async def test_a_cut_off_end_is_found_by_the_anchor_though_the_head_was_cut_too(
     assert await faults(owner, part, keys) == [("cut", seq)]
 
 
-async def test_erased_records_leave_a_chain_that_verifies(
-    bench: Bench[Store], owner: "asyncpg.Connection[Any]", keys: SigningKeys
-) -> None:
-    """K1: record and salt go, commitments stay, and not a byte of the person is among them."""
-    part = await record(bench, new_visitor_id())
-    gone = await owner.fetch("DELETE FROM consent_record WHERE chain_part = $1 RETURNING *", part)
-    assert await faults(owner, part, keys) == []
-    left = await chain_store.read_part(owner, part)
-    assert (
-        judge(left, VerifyKeys(keys.public()))["without_record"] == len(left.entries) >= len(gone)
+# ---------------------------------------------------------------------- records that are gone
+
+ENDED = date(2020, 6, 1)
+
+
+@pytest.fixture
+async def ended(bench: Bench[Store], world: World) -> AsyncIterator[list[Proof]]:
+    """Records of a year that ended long ago, some with odd texts, in their chains."""
+    owner = await asyncpg.connect(world.owner_url("consent"))
+    await owner.execute(
+        "SELECT chassis_range_add('consent_record', 'consent_record_y2020',"
+        " '2020-01-01', '2021-01-01')"
     )
-    kept = b"".join(entry.commitment + entry.hash for entry in left.entries)
-    for row in gone:
-        for secret in (row["salt"], row["proof_id"].bytes, row["decision_id"].bytes):
+    proofs = [
+        Proof(
+            decision=Decision(
+                decision_id=IDS.new(),
+                purpose="marketing",
+                verdict=Verdict.GIVEN,
+                decided_at=datetime(2020, 5, 26, 9, n, 1, 20 * n, tzinfo=UTC),
+                recipient="ad-partner" if n % 2 else None,
+            ),
+            proof_id=IDS.new(),
+            ends_on=ENDED,
+            method="page",
+            salt=new_salt(),
+            catalogue_version="2026-11.1",
+            wording_version="2026-11.1" if n % 3 else None,
+            language="de",
+            page=(None, '/"quoted"\\', "/süß\t\u2028\x7f", "")[n % 4],
+        )
+        for n in range(12)
+    ]
+    async with bench.transaction() as ctx:
+        await ctx.store.save(proofs, (), {})
+    yield proofs
+    await owner.execute("DROP TABLE IF EXISTS consent_record_y2020")
+    await owner.close()
+
+
+def drop_order(bench: Bench[Store]) -> RetentionOrderV1:
+    return RetentionOrderV1(
+        order_id=IDS.new(),
+        kind=DataKind.CONSENT_RECORD,
+        action=RetentionAction.DROP,
+        before_day=date(2021, 1, 1),
+        as_of=bench.now,
+    )
+
+
+async def drop_ended(bench: Bench[Store], keys: SigningKeys) -> UUID:
+    """Let the year go as an order has it, in one transaction with its evidence."""
+    hooks = Hooks(before_drop=Takings(keys).before_drop)
+    executor = Executor(TABLES, simulation=False, hooks=hooks, keys=keys)
+    order = drop_order(bench)
+    async with bench.transaction() as ctx:
+        await executor.on_orders(ctx, [received(topics.RETENTION_ORDER, order, bench.now)])
+        receipts = bench.enqueued(ctx, topics.RETENTION_RECEIPT, RetentionReceiptV1)
+    if not receipts:
+        # a drop may be carried out in a transaction of its own
+        async with bench.transaction() as ctx:
+            await executor.retry(ctx)
+            receipts = bench.enqueued(ctx, topics.RETENTION_RECEIPT, RetentionReceiptV1)
+    assert any(count.n_partitions for receipt in receipts for count in receipt.counts)
+    return order.order_id
+
+
+async def all_faults(
+    owner: "asyncpg.Connection[Any]", keys: SigningKeys
+) -> dict[int, list[tuple[str, int]]]:
+    found = {part: await faults(owner, part, keys) for part in range(chain_store.PARTS + 1)}
+    return {part: among for part, among in found.items() if among}
+
+
+async def test_a_year_that_ended_leaves_a_chain_that_verifies(
+    bench: Bench[Store], ended: list[Proof], owner: "asyncpg.Connection[Any]", keys: SigningKeys
+) -> None:
+    """K1, D4: record and salt go, commitments stay; what says so names numbers and the order."""
+    order_id = await drop_ended(bench, keys)
+    assert (
+        await owner.fetchval("SELECT count(*) FROM consent_record WHERE ends_on = $1", ENDED) == 0
+    )
+    assert await all_faults(owner, keys) == {}
+    takings = await owner.fetch("SELECT * FROM consent_taking WHERE order_id = $1", order_id)
+    numbers = [
+        (row["part"], seq)
+        for row in takings
+        for first, last in zip(row["first_seqs"], row["last_seqs"], strict=True)
+        for seq in range(first, last + 1)
+    ]
+    assert len(numbers) == len(set(numbers)) == len(ended), "each record once, odd texts too"
+    stay = [await owner.fetch("TABLE consent_chain"), await owner.fetch("TABLE consent_taking")]
+    values = [value for table in stay for row in table for value in row.values()]
+    kept = b"".join(v if isinstance(v, bytes) else repr(v).encode() for v in values)
+    for proof in ended:
+        for secret in (proof.salt, proof.proof_id.bytes, proof.decision.decision_id.bytes):
             assert secret not in kept
+            assert secret.hex().encode() not in kept
+
+
+async def test_a_large_year_is_looked_through_beside_while_its_order_waits(
+    bench: Bench[Store],
+    ended: list[Proof],
+    owner: "asyncpg.Connection[Any]",
+    keys: SigningKeys,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """K1, R-D9: nothing goes before, all goes afterwards; what is stale is looked at again."""
+    monkeypatch.setattr(takings_room, "AT_ONCE_MAX", len(ended) - 1)
+    takings = Takings(keys)
+    executor = Executor(
+        TABLES, simulation=False, hooks=Hooks(before_drop=takings.before_drop), keys=keys
+    )
+    order = drop_order(bench)
+
+    async def retried() -> list[RetentionReceiptV1]:
+        async with bench.transaction() as ctx:
+            await executor.retry(ctx)
+            return bench.enqueued(ctx, topics.RETENTION_RECEIPT, RetentionReceiptV1)
+
+    assert not await takings.look_through(bench.transaction), "nobody waits for it"
+    async with bench.transaction() as ctx:
+        await executor.on_orders(ctx, [received(topics.RETENTION_ORDER, order, bench.now)])
+        assert bench.enqueued(ctx, topics.RETENTION_RECEIPT, RetentionReceiptV1) == []
+    assert await retried() == []
+    assert await takings.look_through(bench.transaction)
+    bench.now += FRESH_FOR + timedelta(seconds=1)
+    assert await retried() == []
+    assert await takings.look_through(bench.transaction)
+    (receipt,) = await retried()
+    assert receipt.order_id == order.order_id
+    assert (
+        await owner.fetchval("SELECT count(*) FROM consent_record WHERE ends_on = $1", ENDED) == 0
+    )
+    assert await all_faults(owner, keys) == {}
+
+
+@given(
+    st.lists(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 40)), max_size=30), max_size=5)
+)
+def test_runs_are_the_numbers_they_are_made_of(days: list[list[tuple[int, int]]]) -> None:
+    """K1: whatever the order of days; no number more, none less, and none that touch apart."""
+    found = chain_store.RangesOf()
+    for day in days:
+        of_day = chain_store.RangesOf()
+        for part, seq in sorted(set(day)):
+            of_day.setdefault(part, []).append((seq, seq))
+        found = chain_store.merged(found, of_day)
+    numbers = [(part, n) for part, runs in found.items() for a, b in runs for n in range(a, b + 1)]
+    assert sorted(numbers) == sorted({one for day in days for one in day})
+    for runs in found.values():
+        assert all(a[1] + 1 < b[0] for a, b in pairwise(runs))
+
+
+async def test_a_record_that_nobody_ordered_to_go_is_found(
+    bench: Bench[Store], ended: list[Proof], owner: "asyncpg.Connection[Any]", keys: SigningKeys
+) -> None:
+    """K1: one row, with its salt, taken away by somebody with the owner's rights."""
+    await drop_ended(bench, keys)
+    part = await record(bench, new_visitor_id())
+    seq = await owner.fetchval("SELECT seq - 2 FROM consent_chain_head WHERE part = $1", part)
+    await owner.execute(
+        "DELETE FROM consent_record WHERE chain_part = $1 AND chain_seq = $2", part, seq
+    )
+    assert await all_faults(owner, keys) == {part: [("content_gone", seq)]}
+
+
+@pytest.mark.parametrize("how", ["unsigned", "with another key", "widened", "copied", "unchained"])
+async def test_a_forged_taking_excuses_nothing(
+    bench: Bench[Store],
+    ended: list[Proof],
+    owner: "asyncpg.Connection[Any]",
+    keys: SigningKeys,
+    how: str,
+) -> None:
+    """K1: who deletes a record and writes that an order took it, with the links made right."""
+    await drop_ended(bench, keys)
+    part = await record(bench, new_visitor_id())
+    seq = await owner.fetchval("SELECT seq FROM consent_chain_head WHERE part = $1", part)
+    await owner.execute(
+        "DELETE FROM consent_record WHERE chain_part = $1 AND chain_seq = $2", part, seq
+    )
+    row = await owner.fetchrow("SELECT * FROM consent_taking ORDER BY seq DESC LIMIT 1")
+    assert row is not None
+    forged = chain.Taking(
+        chain=f"consent/{part}", seq=row["seq"] + 1, order_id=row["order_id"], ranges=((seq, seq),)
+    )
+    if how in ("with another key", "unchained"):
+        forged = forged.signed(SigningKeys({"k1": "ab" * 32}))
+    else:
+        forged = replace(forged, key_id=row["key_id"], signature=row["signature"])
+    if how == "unchained":
+        # as if the key had been had, but not the chain's end as it was anchored
+        forged = replace(forged, seq=row["seq"] + 7).signed(keys)
+    elif how == "widened":
+        await owner.execute(
+            "UPDATE consent_taking SET part = $2, first_seqs = $3, last_seqs = $3 WHERE seq = $1",
+            row["seq"], part, [seq],
+        )  # fmt: skip
+    if how != "widened":
+        await owner.execute(
+            "INSERT INTO consent_taking VALUES ($1, $2, $3, $4, $4, $5, $6)",
+            forged.seq, part, forged.order_id, [seq], forged.key_id, forged.signature,
+        )  # fmt: skip
+    if how not in ("widened", "unchained"):
+        commitment = chain.commitment(chain.NO_SALT, forged.content())
+        await chain_store.append(owner, {chain_store.TAKINGS: [commitment]})
+    found = await all_faults(owner, keys)
+    assert found[part][-1] == ("content_gone", seq)
+    assert found[chain_store.TAKINGS], "and the forgery shows itself"
+
+
+async def test_a_taking_that_was_removed_excuses_nothing_any_more(
+    bench: Bench[Store], ended: list[Proof], owner: "asyncpg.Connection[Any]", keys: SigningKeys
+) -> None:
+    """K1: the evidence is evidence too."""
+    await drop_ended(bench, keys)
+    await owner.execute("DELETE FROM consent_taking WHERE seq = 1")
+    found = await all_faults(owner, keys)
+    assert ("content_gone", 1) in found.pop(chain_store.TAKINGS)
+    assert found
+
+
+@pytest.mark.parametrize("what", ["moved there", "put there"])
+async def test_an_order_does_not_launder_what_was_moved_into_its_year(
+    bench: Bench[Store],
+    ended: list[Proof],
+    owner: "asyncpg.Connection[Any]",
+    world: World,
+    keys: SigningKeys,
+    what: str,
+) -> None:
+    """K1: a record set back to a year that is about to go is not what its link committed to."""
+    part = await record(bench, new_visitor_id())
+    (row,) = await bench.fetch(
+        "SELECT * FROM consent_record WHERE chain_part = $1 ORDER BY chain_seq DESC LIMIT 1", part
+    )
+    changer = await asyncpg.connect(world.owner_url("consent"))
+    try:
+        if what == "put there":
+            columns = ", ".join(name for name in dict(row) if name != "ends_on")
+            await changer.execute(
+                f"INSERT INTO consent_record (ends_on, {columns}) SELECT $1, {columns}"
+                " FROM consent_record WHERE decision_id = $2",
+                ENDED, row["decision_id"],
+            )  # fmt: skip
+            await changer.execute(
+                "DELETE FROM consent_record WHERE decision_id = $1 AND ends_on <> $2",
+                row["decision_id"], ENDED,
+            )  # fmt: skip
+        else:
+            await changer.execute(
+                "UPDATE consent_record SET ends_on = $1 WHERE decision_id = $2",
+                ENDED, row["decision_id"],
+            )  # fmt: skip
+        await drop_ended(bench, keys)
+        assert (await all_faults(owner, keys))[part] == [("content_gone", row["chain_seq"])]
+    finally:
+        # whole again for who comes after
+        values = list(row.values())
+        places = ", ".join(f"${n}" for n in range(1, len(values) + 1))
+        await changer.execute(
+            f"INSERT INTO consent_record ({', '.join(row.keys())}) VALUES ({places})", *values
+        )
+        await changer.close()
 
 
 @pytest.mark.parametrize(
@@ -281,6 +554,9 @@ async def test_erased_records_leave_a_chain_that_verifies(
         "DELETE FROM consent_anchor",
         "DELETE FROM consent_chain_head",
         "UPDATE consent_record SET chain_seq = 1",
+        "UPDATE consent_taking SET seq = seq + 1",
+        "DELETE FROM consent_taking",
+        "TRUNCATE consent_taking",
     ],
 )
 async def test_the_service_itself_cannot_change_what_it_recorded(
@@ -289,6 +565,79 @@ async def test_the_service_itself_cannot_change_what_it_recorded(
     """K1, R-C5: append-only by rights."""
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         await bench.connection.execute(statement)
+
+
+# ---------------------------------------------------------------------- anchors kept elsewhere
+
+
+@pytest.mark.parametrize("how", ["with our key", "without anchors", "with another key"])
+async def test_a_database_made_anew_is_found_by_anchors_kept_elsewhere(
+    bench: Bench[Store], owner: "asyncpg.Connection[Any]", keys: SigningKeys, how: str
+) -> None:
+    """K1: all of it rewritten: links, records, heads, takings, anchors; even with our own key."""
+    part = await record(bench, new_visitor_id())
+    await chain_store.anchor(owner, keys, (bench.now + timedelta(days=1)).date())
+    kept = await chain_store.read_anchors(owner, chain_store.ALL)
+    assert await faults(owner, part, keys, kept) == []
+    (row,) = await owner.fetch(
+        "SELECT * FROM consent_record WHERE chain_part = $1 ORDER BY chain_seq DESC LIMIT 1", part
+    )
+    await owner.execute("TRUNCATE consent_chain, consent_anchor, consent_taking, consent_record")
+    await owner.execute(
+        "UPDATE consent_chain_head SET seq = 0, commitment = $1, hash = $1", chain.GENESIS
+    )
+    # what never was: the same person refused
+    content = chain_store.content_of({**row, "decision": "refused"})
+    n_links = max(one.seq for one in kept)
+    for each in range(chain_store.PARTS):
+        forged = [chain.commitment(row["salt"], content)] * n_links
+        await chain_store.append(owner, {each: forged})
+    if how != "without anchors":
+        signing = keys if how == "with our key" else SigningKeys({"k1": "ab" * 32})
+        await chain_store.anchor(owner, signing, (bench.now + timedelta(days=1)).date())
+    (here,) = [one for one in kept if one.chain == f"consent/{part}"][-1:]
+    found = await faults(owner, part, keys, kept)
+    assert ("anchor_differs", here.seq) in found
+    assert ("anchor_gone", here.seq) in found
+    # without them the anchors tell nothing, or what the key's owner wants
+    unseen = {fault for fault, _ in await faults(owner, part, keys)} - {"content_gone"}
+    assert unseen == ({"anchor_forged"} if how == "with another key" else set())
+
+
+async def test_anchors_go_out_by_one_command_and_are_compared_by_another(
+    bench: Bench[Store], world: World, keys: SigningKeys, tmp_path: Path
+) -> None:
+    """K1: as a person types it; a file that compares nothing is no proof of anything."""
+    shell = Shell(world, tmp_path)
+    await record(bench, new_visitor_id())
+    async with bench.transaction() as ctx:
+        await ctx.store.anchor(keys, bench.now.date())
+    exported = await shell.run("anchors")
+    lines = exported.out.splitlines()
+    assert len(lines) == len(await bench.fetch("TABLE consent_anchor")) > 0
+    file = tmp_path / "anchors.jsonl"
+    file.write_text(exported.out, encoding="utf-8")
+    good = await shell.run("verify", "--json", "--anchors", str(file))
+    assert good.code == 0, good.out
+    assert sum(one["kept_anchors"] for one in good.answer) == len(lines)
+    listed = (await shell.run("anchor-keys")).answer
+    public = VerifyKeys(listed)
+    for line in lines:
+        one = chain.read_anchor(line)
+        assert chain.verify_anchors({}, [one], public) == [
+            chain.Finding(seq=one.seq, fault=chain.Fault.CUT)
+        ], "it is signed by a listed key, and tells of a link that an empty chain has not"
+    receipt_keys = (await shell.run("receipt-keys")).answer
+    assert set(listed.values()).isdisjoint(receipt_keys.values())
+    told = json.loads(lines[-1])
+    for changed, code in (
+        (json.dumps(told | {"hash": "ab" * 32}), 3),
+        (json.dumps(told | {"chain": "consent/99"}), 2),
+        ("", 2),
+        ("{}", 2),
+    ):
+        file.write_text(changed, encoding="utf-8")
+        assert (await shell.run("verify", "--anchors", str(file))).code == code, changed
 
 
 async def test_verify_says_what_is_intact(bench: Bench[Store], world: World) -> None:
@@ -303,6 +652,7 @@ async def test_verify_says_what_is_intact(bench: Bench[Store], world: World) -> 
     )
     assert done.returncode == 0, done.stderr.decode()
     said = json.loads(done.stdout)
-    assert [entry["chain"] for entry in said] == [f"consent/{n}" for n in range(8)]
+    names = [*(f"consent/{n}" for n in range(8)), "consent/takings"]
+    assert [entry["chain"] for entry in said] == names
     assert said[part]["entries"] >= N_RECORDS
     assert all(entry["intact"] for entry in said)

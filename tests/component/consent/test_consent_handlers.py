@@ -28,17 +28,21 @@ from services.consent.classification import TABLES
 from services.consent.handlers import forget_states, known_recipients, on_consents
 from services.consent.http import build_http
 from services.consent.store import INVARIANTS, Store
+from services.gateway.http import models
 from services.privacy import calendar, chain
 from services.privacy.chain import SigningKeys, VerifyKeys
-from services.privacy.executor import Executor, Hooks, on_retention_orders
+from services.privacy.executor import Executor, Hooks
 from services.privacy.invariants import D2_INVARIANTS
 from tests.support.bench import Bench, new_visitor_id, open_bench, received
+from tests.support.issuing import issuer
+from tests.support.protected import carry_out
 from tests.support.stack import World
 
 WORLD_SERVICES = ("consent",)
 IDS = TimeOrderedIds()
 KEYS = SigningKeys({"k1": bytes(range(32)).hex()})
-CURRENT = "2026-11.2"
+ISSUER = issuer(KEYS)
+CURRENT = "2026-11.3"
 NAMED = ("ad-partner", "adgrx-com", "amazon-adsystem-com", "stickyadstv-com")
 """Whom it names for marketing."""
 GIVEN, REFUSED = ConsentDecision.GIVEN, ConsentDecision.REFUSED
@@ -223,9 +227,12 @@ async def test_choices_about_recipients_are_recorded_and_published(bench: Bench[
     assert [tuple(row) for row in rows] == [("", "given"), ("adgrx-com", "refused")]
     async with bench.transaction() as ctx:
         recorded = await ctx.store.recorded_of(visitor)
-    (signed,) = receipts.receipts(recorded, controller="https://callpartner.de/", keys=KEYS)
-    named = {one.get("dpv:hasRecipient") for one in signed["receipt"]["dpv:hasProcess"]}
-    assert named == {None, "adgrx-com"}
+    (signed,) = receipts.receipts(recorded, ISSUER, bench.now)
+    told = [
+        {to["dct:identifier"] for to in process["dpv:hasRecipient"]}
+        for process in signed["receipt"]["dpv:hasRecordOfActivity"]["dpv:hasProcess"]
+    ]
+    assert told == [set(NAMED), {"adgrx-com"}], "who is named by nobody but the version shown too"
     assert await take(bench, (event, bench.now)) == []
 
 
@@ -265,7 +272,7 @@ async def test_who_was_heard_is_asked_again_only_about_what_widens(
     """R-F2: a new version that adds a recipient asks again; one that mends a typo does not."""
 
     async def is_to_be_asked(visitor: UUID) -> bool:
-        transport = httpx.ASGITransport(app=build_http(bench.transaction, KEYS))
+        transport = httpx.ASGITransport(app=build_http(bench.transaction, ISSUER))
         async with httpx.AsyncClient(transport=transport, base_url="http://consent") as client:
             found = (await client.get(f"/v1/visitors/{visitor}/question")).json()
         return bool(found["is_to_be_asked"])
@@ -349,7 +356,101 @@ async def test_a_decision_id_with_another_content_is_poison(bench: Bench[Store])
         await take(bench, (stolen, bench.now))
 
 
-async def test_a_decision_older_than_its_topic_allows_is_refused(bench: Bench[Store]) -> None:
+UNTIMELY = {
+    "too_old": -timedelta(hours=73),
+    "weeks_old": -timedelta(days=40),
+    "from_the_future": timedelta(minutes=6),
+    "days_ahead": timedelta(days=9),
+}
+
+
+@pytest.mark.parametrize("name", UNTIMELY)
+@pytest.mark.parametrize("denial", [WITHDRAWN, REFUSED, ConsentDecision.OBJECTED])
+async def test_a_denial_by_a_wrong_clock_counts_from_when_it_came(
+    bench: Bench[Store], name: str, denial: ConsentDecision
+) -> None:
+    """R-F3, R-G7: accepted, so never lost; told again, by then with an instant that can be too."""
+    visitor = new_visitor_id()
+    await take(
+        bench, (consent(visitor, (Purpose.MARKETING, GIVEN)), bench.now - timedelta(hours=1))
+    )
+    event, told_at = consent(visitor, (Purpose.MARKETING, denial)), bench.now + UNTIMELY[name]
+    (state,) = await take(bench, (event, told_at))
+    assert in_force(state) == {"marketing": False}
+    assert state.purposes[0].since == bench.now
+    came_at = bench.now
+    for later in (timedelta(minutes=3), timedelta(days=1), timedelta(days=1)):
+        bench.now += later
+        assert await take(bench, (event, told_at), (event, told_at)) == []
+    (row,) = await bench.fetch(
+        "SELECT * FROM consent_record WHERE decision_id = $1", event.decision_id
+    )
+    assert row["decided_at"] == came_at
+    assert in_force(await _served(bench, visitor)) == {"marketing": False}
+
+
+@pytest.mark.parametrize("ahead", [timedelta(0), timedelta(minutes=4)])
+async def test_a_denial_by_a_wrong_clock_outlasts_what_came_before_it(
+    bench: Bench[Store], ahead: timedelta
+) -> None:
+    """R-F3, R-G7: also an agreement of the same instant, or one told a little ahead."""
+    visitor = new_visitor_id()
+    # the lower id, as a clock that is behind would make it
+    event = consent(visitor, (Purpose.MARKETING, WITHDRAWN))
+    given = consent(visitor, (Purpose.MARKETING, GIVEN))
+    assert event.decision_id < given.decision_id
+    await take(bench, (given, bench.now + ahead))
+    (state,) = await take(bench, (event, bench.now - timedelta(days=9)))
+    assert in_force(state) == {"marketing": False}
+    again = consent(visitor, (Purpose.MARKETING, GIVEN))
+    (state,) = await take(bench, (again, bench.now + ahead + timedelta(seconds=1)))
+    assert in_force(state) == {"marketing": True}, "and whoever agrees after it has agreed"
+
+
+async def test_a_denial_by_a_wrong_clock_of_whom_nobody_knew_has_its_link(
+    bench: Bench[Store],
+) -> None:
+    """R-F3, R-D5: the link stands in the day it came: there is none of its own clock."""
+    visitor = new_visitor_id()
+    event = consent(visitor, (Purpose.MARKETING, WITHDRAWN))
+    await take(bench, (event, bench.now + timedelta(days=30)))
+    (row,) = await bench.fetch("SELECT * FROM consent_subject WHERE visitor_id = $1", visitor)
+    assert row["subject_day"] == bench.now.date()
+
+
+@pytest.mark.parametrize("name", ["too_old", "from_the_future"])
+async def test_an_agreement_by_a_wrong_clock_becomes_a_dead_letter(
+    bench: Bench[Store], name: str
+) -> None:
+    """R-F2, R-D5: nothing is in force by it, and nothing accepted is dropped unseen; once."""
+    visitor = new_visitor_id()
+    event = consent(visitor, (Purpose.MARKETING, GIVEN), (Purpose.STATISTICS, REFUSED))
+    told_at = bench.now + UNTIMELY[name]
+    for n_letters in (1, 0):
+        async with bench.transaction() as ctx:
+            await on_consents(ctx, [received(topics.CONSENT, event, told_at)])
+            assert ctx.counts["consent", f"refused_{name}"] == 1
+            letters = [
+                row for row in ctx.outbox.rows if row.topic == topics.CONSENT.dead_letter.name
+            ]
+            assert len(letters) == n_letters
+        if letters:
+            assert dict(letters[0].headers)["dead_letter_reason"] == name.encode()
+            assert ConsentV1.model_validate_json(letters[0].payload or b"") == event
+    rows = await bench.fetch(
+        "SELECT purpose FROM consent_record WHERE decision_id = $1", event.decision_id
+    )
+    assert [row["purpose"] for row in rows] == ["statistics"], "the denial in it counts"
+    # the clock is mended, and the letter sent again
+    bench.now = max(told_at, bench.now)
+    if name == "from_the_future":
+        (state,) = await take(bench, (event, told_at))
+        assert in_force(state) == {"marketing": True, "statistics": False}
+
+
+async def test_a_decision_older_than_its_topic_allows_puts_nothing_in_force(
+    bench: Bench[Store],
+) -> None:
     """R-D5."""
     event = consent(new_visitor_id(), (Purpose.MARKETING, GIVEN))
     assert await take(bench, (event, bench.now - timedelta(hours=73))) == []
@@ -386,7 +487,7 @@ async def test_any_split_order_and_repetition_ends_in_the_same_state(bench: Benc
 
 
 async def _served(bench: Bench[Store], visitor: UUID) -> ConsentStateV1:
-    transport = httpx.ASGITransport(app=build_http(bench.transaction, KEYS))
+    transport = httpx.ASGITransport(app=build_http(bench.transaction, ISSUER))
     async with httpx.AsyncClient(transport=transport, base_url="http://consent") as client:
         response = await client.get(f"/v1/visitors/{visitor}/consent")
     assert response.status_code == 200
@@ -398,7 +499,7 @@ async def test_a_visitor_gets_receipts_and_the_catalogue_again(bench: Bench[Stor
     visitor, later = new_visitor_id(), bench.now + timedelta(minutes=1)
     await take(bench, (consent(visitor, (Purpose.MARKETING, GIVEN)), bench.now))
     await take(bench, (consent(visitor, (Purpose.MARKETING, WITHDRAWN)), later))
-    transport = httpx.ASGITransport(app=build_http(bench.transaction, KEYS))
+    transport = httpx.ASGITransport(app=build_http(bench.transaction, ISSUER))
     async with httpx.AsyncClient(transport=transport, base_url="http://consent") as client:
         signed = (await client.get(f"/v1/visitors/{visitor}/receipts")).json()
         public = VerifyKeys((await client.get("/v1/receipt-keys")).json())
@@ -406,12 +507,56 @@ async def test_a_visitor_gets_receipts_and_the_catalogue_again(bench: Bench[Stor
         shown = (await client.get("/v1/catalogue", params={"language": "de"})).json()
         again = await client.get(f"/v1/catalogues/{shown['version']}", params={"language": "de"})
         unknown = await client.get("/v1/catalogues/2019.9", params={"language": "de"})
+        keys = (await client.get("/v1/receipt-keys")).json()
+        question = (await client.get(f"/v1/visitors/{visitor}/question")).json()
+    # as the gateway's OpenAPI document describes them, field for field
+    models.CatalogueAnswer.model_validate(shown)
+    models.QuestionAnswer.model_validate(question)
+    models.ReceiptKeysAnswer.model_validate(keys)
+    models.ConsentModeAnswer.model_validate(modes)
+    for entry in signed:
+        models.ReceiptAnswer.model_validate(entry)
     assert [entry["receipt"]["dct:type"] for entry in signed] == ["decision", "termination"]
     assert all(receipts.verify(entry, public) for entry in signed)
     assert modes["ad_storage"] == "denied"
     assert again.json() == shown
     assert shown["hash"] == catalogues.published()[shown["version"]]["de"]
     assert unknown.status_code == 404
+
+
+async def test_questions_and_signals_by_the_hundred_hide_no_choice(bench: Bench[Store]) -> None:
+    """R-F2, R-F3: a page that was shown often is no reason to ask again or to forget a receipt."""
+    visitor, minute = new_visitor_id(), timedelta(minutes=1)
+    given = consent(visitor, (Purpose.MARKETING, GIVEN), (Purpose.STATISTICS, REFUSED))
+    await take(bench, (given, bench.now - 600 * minute))
+    closed = consent(visitor, (Purpose.MARKETING, ConsentDecision.DISMISSED))
+    await take(bench, (closed, bench.now - 599 * minute))
+    noise = [consent(visitor, (Purpose.MARKETING, ConsentDecision.SERVED)) for _ in range(300)] + [
+        ConsentV1(
+            decision_id=IDS.new(),
+            visitor_id=visitor,
+            choices=(ConsentChoice(purpose=Purpose.MARKETING, decision=ConsentDecision.OBJECTED),),
+            method=ConsentMethod.SIGNAL,
+        )
+        for _ in range(300)
+    ]
+    await take(bench, *[(one, bench.now - n * minute / 2) for n, one in enumerate(noise)])
+    toggles = [consent(visitor, (Purpose.STATISTICS, REFUSED)) for _ in range(100)]
+    await take(bench, *[(one, bench.now - n * minute / 2) for n, one in enumerate(toggles)])
+    async with bench.transaction() as ctx:
+        recorded = await ctx.store.recorded_of(visitor)
+    found = {(one.decision_id, one.purpose) for one in recorded}
+    assert {(given.decision_id, p) for p in ("marketing", "statistics")} <= found, "and whole"
+    assert (closed.decision_id, "marketing") in found
+    assert (toggles[0].decision_id, "statistics") in found
+    transport = httpx.ASGITransport(app=build_http(bench.transaction, ISSUER))
+    async with httpx.AsyncClient(transport=transport, base_url="http://consent") as client:
+        answer = await client.get(f"/v1/visitors/{visitor}/receipts")
+        question = (await client.get(f"/v1/visitors/{visitor}/question")).json()
+    assert len(answer.content) < 2**20, "what the gateway hands on at most"
+    told = {one["receipt"]["dct:identifier"] for one in answer.json()}
+    assert f"{given.decision_id}#receipt" in told
+    assert not question["is_to_be_asked"]
 
 
 async def test_an_erasure_publishes_that_nothing_is_in_force(bench: Bench[Store]) -> None:
@@ -460,7 +605,7 @@ async def test_a_proof_outlives_its_link_by_years_and_is_then_dropped(bench: Ben
     """R-D5, R-D10: after 7 x 24 h no visitor; after the third calendar year no proof."""
     visitor = new_visitor_id()
     await take(bench, (consent(visitor, (Purpose.MARKETING, GIVEN)), bench.now))
-    handle = on_retention_orders(TABLES, simulation=True)
+    executor = Executor(TABLES, simulation=True)
     today = bench.now.date()
     ends_year = calendar.berlin_date(bench.now + timedelta(days=6)).year
     count = "SELECT count(*) FROM consent_record"
@@ -476,8 +621,7 @@ async def test_a_proof_outlives_its_link_by_years_and_is_then_dropped(bench: Ben
                 "as_of": bench.now,
             }
         )
-        async with bench.transaction() as ctx:
-            await handle(ctx, [received(topics.RETENTION_ORDER, order, bench.now)])
+        await carry_out(bench, executor, order)
 
     await drop(DataKind.AD_USE, today + timedelta(days=1))
     assert (await _served(bench, visitor)).purposes == ()
@@ -510,6 +654,7 @@ async def test_the_invariants_hold_and_can_fail(bench: Bench[Store], world: Worl
     assert found == {
         **dict.fromkeys(D2_INVARIANTS, 0),
         "d1_no_day_partition_too_old": 1,
+        "d1_no_year_partition_too_old": 0,
         "one_proof_per_visitor": 2,
         "every_subject_has_a_record": 2,
     }

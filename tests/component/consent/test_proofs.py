@@ -1,5 +1,6 @@
 """Consents from before 25 May 2018, and withdrawals by proof id, as staff types them (R-F3)."""
 
+import asyncio
 import json
 from datetime import date, timedelta
 from pathlib import Path
@@ -18,8 +19,9 @@ from schemas.consent import (
     ConsentV1,
     Purpose,
 )
+from services.chassis.clock import SystemClock
 from services.chassis.ids import TimeOrderedIds
-from services.consent import chain_store
+from services.consent import chain_store, proofs, receipts
 from services.consent.command import judge
 from services.consent.disclosures import RefusedError
 from services.consent.handlers import on_consents
@@ -44,6 +46,9 @@ OLD: dict[str, Any] = {
 }
 
 
+BY_LETTER = ("--as", "staff-1", "--method", "letter")
+
+
 @pytest.fixture
 def shell(world: World, tmp_path: Path) -> Shell:
     folder = tmp_path / "keys"
@@ -66,26 +71,131 @@ async def test_an_old_consent_is_imported_and_withdrawn_the_same_way(
     (told,) = said.answer
     assert told["reference"] == OLD["reference"]
     proof_id = told["proof_id"]
+    assert told["did"] == "imported"
     again = await shell.run("import", written(tmp_path, told), "--as", "staff-1")
-    assert again.answer == [told], "an imported line changes nothing"
+    assert without_instant(again.answer) == without_instant([told | {"did": "known"}])
     looked = ("proof", "--proof", proof_id, "--as", "staff-2", "--reason", "person_request")
     found = (await shell.run(*looked)).answer
     assert found["in_force"] == ["marketing", "statistics"]
     assert len(found["records"]) == 2
-    one = await shell.run(
-        "withdraw", "--proof", proof_id, "--as", "staff-1", "--purpose", "marketing"
-    )
+    one = await shell.run("withdraw", "--proof", proof_id, *BY_LETTER, "--purpose", "marketing")
     assert one.answer["withdrawn"] == ["marketing"]
     assert (await shell.run(*looked)).answer["in_force"] == ["statistics"]
-    rest = await shell.run("withdraw", "--proof", proof_id, "--as", "staff-1")
+    rest = await shell.run("withdraw", "--proof", proof_id, *BY_LETTER)
     assert rest.answer["withdrawn"] == ["statistics"]
-    assert (await shell.run("withdraw", "--proof", proof_id, "--as", "staff-1")).code == 2
+    assert (await shell.run("withdraw", "--proof", proof_id, *BY_LETTER)).code == 2
     async with open_bench(world, "consent", Store) as bench:
         rows = await bench.fetch("SELECT * FROM consent_record WHERE proof_id = $1", UUID(proof_id))
     assert len(rows) == 4
     assert all("4711" not in str(value) for row in rows for value in row.values())
-    assert {row["decision"] for row in rows} == {"given", "withdrawn"}
+    assert {(row["decision"], row["method"]) for row in rows} == {
+        ("given", "paper"),
+        ("withdrawn", "letter"),
+    }
+    public = VerifyKeys((await shell.run("receipt-keys")).answer)
+    assert receipts.verify(told["receipt"], public)
+    record = told["receipt"]["receipt"]["dpv:hasRecordOfActivity"]
+    assert record["dct:issued"]["@value"] == "2017-03-01T08:30:00.000000+00:00"
+    wordings = {row["wording_version"] for row in rows if row["decision"] == "given"}
+    assert {record["dpv:hasNotice"]["schema:sha256"]} == wordings
+    assert receipts.verify(one.answer["receipt"], public)
+    assert one.answer["receipt"]["receipt"]["dct:type"] == "termination"
+    proven = (await shell.run(*looked)).answer["receipts"]
+    assert [each["receipt"]["dct:type"] for each in proven] == ["decision", *["termination"] * 2]
+    assert all(receipts.verify(each, public) for each in proven)
     await assert_intact(world, UUID(proof_id))
+
+
+def without_instant(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what an import printed without what differs each time: when receipts were made."""
+    return [{name: value for name, value in one.items() if name != "receipt"} for one in told]
+
+
+async def records_of(world: World, proof_id: str) -> list[Any]:
+    async with open_bench(world, "consent", Store) as bench:
+        sql = "SELECT * FROM consent_record WHERE proof_id = $1"
+        return await bench.fetch(sql, UUID(proof_id))
+
+
+async def test_an_import_again_after_a_crash_doubles_nothing(
+    world: World, shell: Shell, tmp_path: Path
+) -> None:
+    """R-F2, R-F3: the answer was lost; the same file again says what is there already."""
+    mine = {**OLD, "reference": f"Kunde {new_visitor_id()}"}
+    other = {**mine, "reference": f"Kunde {new_visitor_id()}"}
+    file = written(tmp_path, mine, other, mine)
+    first, second = await asyncio.gather(
+        *(shell.run("import", file, "--as", "staff-1") for _ in range(2))
+    )
+    for said in (first, second):
+        assert said.code == 0, said.err
+    did = sorted([each["did"] for each in said.answer] for said in (first, second))
+    assert did == [["imported", "imported", "known"], ["known", "known", "known"]]
+    assert without_did(first.answer) == without_did(second.answer)
+    ids = [each["proof_id"] for each in first.answer]
+    assert ids[0] == ids[2] != ids[1]
+    assert len(await records_of(world, ids[0])) == len(mine["purposes"])
+    more = {**mine, "purposes": ["marketing", "preferences"]}
+    (added,) = (await shell.run("import", written(tmp_path, more), "--as", "staff-1")).answer
+    assert (added["did"], added["proof_id"]) == ("imported", ids[0])
+    assert len(await records_of(world, ids[0])) == len(mine["purposes"]) + 1
+    for changed in (
+        {"method": "web"},
+        {"wording": "Nein."},
+        {"valid_until": f"{TODAY.year + 1}-12-01"},
+    ):
+        wrong = await shell.run("import", written(tmp_path, mine | changed), "--as", "staff-1")
+        assert wrong.code == 2, changed
+        assert "line 1: it was imported with other facts" in wrong.err
+    unknown = {**mine, "proof_id": str(IDS.new())}
+    (nothing,) = (await shell.run("import", written(tmp_path, unknown), "--as", "staff-1")).answer
+    assert nothing["did"] == "not_found"
+    await assert_intact(world, UUID(ids[0]))
+
+
+def without_did(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in one.items() if k != "did"} for one in without_instant(told)]
+
+
+def test_an_imports_ids_follow_from_the_line_for_who_has_a_key_only() -> None:
+    """ADR 0013: nobody finds a person's proof by trying references; a rotation changes nothing."""
+    (old,) = read(json.dumps(OLD), TODAY)
+    keys, others = SigningKeys({"k1": "11" * 32}), SigningKeys({"k1": "22" * 32})
+    rotated = SigningKeys({"k2": "22" * 32, "k1": "11" * 32})
+    assert proofs.ids_of(old, keys) == proofs.ids_of(old, keys)
+    assert set(proofs.ids_of(old, keys)).isdisjoint(proofs.ids_of(old, others))
+    assert proofs.ids_of(old, rotated) == [*proofs.ids_of(old, others), *proofs.ids_of(old, keys)]
+    for changed in ({"reference": "Kunde 4712"}, {"given_at": "2017-03-01T09:30:01+01:00"}):
+        (another,) = read(json.dumps(OLD | changed), TODAY)
+        assert set(proofs.ids_of(old, keys)).isdisjoint(proofs.ids_of(another, keys))
+    (same,) = read(json.dumps(OLD | {"given_at": "2017-03-01T08:30:00Z"}), TODAY)
+    assert proofs.ids_of(old, keys) == proofs.ids_of(same, keys), "the same instant"
+
+
+async def test_what_staff_does_stands_in_the_access_log(shell: Shell, tmp_path: Path) -> None:
+    """R-C5: who, what, why, by what means it was asked for, and how much; before it was done."""
+    since = SystemClock().now().isoformat()
+    old = {**OLD, "reference": f"Kunde {new_visitor_id()}"}
+    case = ("--case", "EINW-2026-17")
+    (told,) = (await shell.run("import", written(tmp_path, old), "--as", "staff-1", *case)).answer
+    withdraw = ("withdraw", "--proof", told["proof_id"], "--as", "staff-2", *case)
+    assert (await shell.run(*withdraw)).code == 2, "by what means must be said"
+    assert (await shell.run(*withdraw, "--method", "telephone")).code == 0
+    assert (await shell.run(*withdraw, "--method", "email")).code == 2, "nothing is left"
+    said = await shell.run("accesses", "--since", since)
+    entries = [
+        (one["staff_id"], one["act"], one["reason"], one["means"], one["n_rows"], one["kind"])
+        for one in said.answer
+        if one["case_number"] == case[1]
+    ]
+    kind = "consent_record"
+    assert entries == [
+        ("staff-2", "withdraw", "person_request", "email", None, kind),
+        ("staff-2", "withdraw", "person_request", "telephone", 2, kind),
+        ("staff-1", "import", "accountability", "paper", 2, kind),
+    ]
+    assert old["reference"] not in said.out
+    assert (await shell.run("accesses", "--since", "2026-11-01T00:00:00")).code == 2
 
 
 async def assert_intact(world: World, proof_id: UUID) -> None:
@@ -122,7 +232,7 @@ async def test_who_has_lost_the_page_withdraws_by_the_receipts_proof_id(
         (row,) = await bench.fetch(
             "SELECT proof_id FROM consent_subject WHERE visitor_id = $1", visitor
         )
-        said = await shell.run("withdraw", "--proof", str(row["proof_id"]), "--as", "staff-1")
+        said = await shell.run("withdraw", "--proof", str(row["proof_id"]), *BY_LETTER)
         assert said.code == 0, said.err
         sent = await bench.fetch(
             "SELECT payload FROM outbox WHERE topic = 'consent-state' ORDER BY id DESC LIMIT 1"
@@ -139,7 +249,7 @@ async def test_nobody_withdraws_or_looks_who_is_not_on_the_list(
     proof_id = str(IDS.new())
     for arguments in (
         ("import", written(tmp_path, OLD), "--as", "staff-9"),
-        ("withdraw", "--proof", proof_id, "--as", "staff-9"),
+        ("withdraw", "--proof", proof_id, "--as", "staff-9", "--method", "email"),
         ("proof", "--proof", proof_id, "--as", "staff-9", "--reason", "person_request"),
     ):
         said = await shell.run(*arguments)

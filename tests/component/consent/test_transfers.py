@@ -1,8 +1,9 @@
 """Transfers and refusals as consent keeps them, on real PostgreSQL (R-E2, R-D5, R-D10, K3)."""
 
+import random
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import asyncpg
@@ -12,14 +13,23 @@ from schemas import topics
 from schemas.consent import ConsentChoice, ConsentDecision, ConsentMethod, ConsentV1, Purpose
 from schemas.retention import DataKind, RetentionAction, RetentionOrderV1
 from schemas.transfer import TransferV1, TransferVerdict
+from services.chassis.clock import SystemClock
+from services.chassis.context import Context
 from services.chassis.ids import TimeOrderedIds
+from services.chassis.kafka import KafkaLogin
+from services.chassis.secret import Secret
+from services.consent import domain
 from services.consent.classification import TABLES
 from services.consent.handlers import on_consents
+from services.consent.store import Store
 from services.consent.transfer_store import INVARIANTS, ConsentStore
 from services.consent.transfers import on_transfers
+from services.consent.wire import to_wire
 from services.privacy import calendar
+from services.privacy.consent_states import ConsentStates
 from services.privacy.declare import by_day
-from services.privacy.executor import on_retention_orders
+from services.privacy.executor import Executor
+from tests.support import protected
 from tests.support.bench import Bench, new_visitor_id, open_bench, received
 from tests.support.stack import World
 
@@ -31,6 +41,7 @@ PERMITTED = {
     "country_ground": "adequacy",
 }
 REFUSED = {"verdict": TransferVerdict.REFUSED, "reason": "no_consent_now"}
+DENIED = (ConsentDecision.REFUSED, ConsentDecision.WITHDRAWN, ConsentDecision.OBJECTED)
 ON_CONSENT = {**PERMITTED, "basis": "Art. 6(1)(a)", "consent": "marketing"}
 
 
@@ -159,9 +170,7 @@ def order(bench: Bench[ConsentStore], **facts: Any) -> RetentionOrderV1:
 
 
 async def carry_out(bench: Bench[ConsentStore], event: RetentionOrderV1) -> None:
-    on_orders = on_retention_orders(TABLES, simulation=True)
-    async with bench.transaction() as ctx:
-        await on_orders(ctx, [received(topics.RETENTION_ORDER, event, bench.now)])
+    await protected.carry_out(bench, Executor(TABLES, simulation=True), event)
 
 
 async def test_an_erasure_takes_the_visitor_and_leaves_the_proof(bench):
@@ -186,37 +195,120 @@ async def test_an_erasure_takes_the_visitor_and_leaves_the_proof(bench):
     assert len(await links_of(bench, since)) == 1, "a new use"
 
 
+K3 = "k3_no_transfer_against_consent"
+MARKETING = Purpose.MARKETING.value
+
+
+def choice_of(
+    visitor_id: UUID, decision: ConsentDecision, recipient: str | None = None, **more: Any
+) -> ConsentV1:
+    facts: dict[str, Any] = {
+        "decision_id": IDS.new(),
+        "catalogue_version": "2026-11.3",
+        "wording_version": "2026-11.1",
+        "language": "de",
+        "method": ConsentMethod.BANNER,
+    }
+    choice = ConsentChoice(purpose=Purpose.MARKETING, decision=decision, recipient=recipient)
+    return ConsentV1(visitor_id=visitor_id, choices=(choice,), **(facts | more))
+
+
+async def decide(bench: Bench[ConsentStore], *said: tuple[ConsentV1, datetime]) -> None:
+    async with bench.transaction() as ctx:
+        events = [received(topics.CONSENT, event, at) for event, at in said]
+        await on_consents(cast("Context[Store]", ctx), events)
+
+
+async def against(bench: Bench[ConsentStore], event: TransferV1) -> int:
+    """Return how many violations a transfer adds."""
+    before = await violations(bench)
+    await take(bench, event)
+    return (await violations(bench))[K3] - before[K3]
+
+
 async def test_a_transfer_against_the_consent_is_a_violation(bench):
     """K2, K3: needed at the event and at the sending; a withdrawal has five seconds to arrive."""
-
-    async def decide(visitor_id: UUID, decision: ConsentDecision, at: datetime) -> None:
-        event = ConsentV1(
-            decision_id=IDS.new(),
-            visitor_id=visitor_id,
-            choices=(ConsentChoice(purpose=Purpose.MARKETING, decision=decision),),
-            catalogue_version="2026-11.1",
-            wording_version="2026-11.1",
-            language="de",
-            method=ConsentMethod.BANNER,
-        )
-        async with bench.transaction() as ctx:
-            await on_consents(ctx, [received(topics.CONSENT, event, at)])
-
     start, seconds = bench.now - timedelta(hours=1), timedelta(seconds=1)
     visitor = new_visitor_id()
-    await decide(visitor, ConsentDecision.GIVEN, start)
-    await decide(visitor, ConsentDecision.WITHDRAWN, start + 60 * seconds)
+    await decide(
+        bench,
+        (choice_of(visitor, ConsentDecision.GIVEN), start),
+        (choice_of(visitor, ConsentDecision.WITHDRAWN), start + 60 * seconds),
+    )
 
     async def judged(happened_at: datetime, asked_at: datetime) -> int:
-        before = await violations(bench)
-        event = transfer(asked_at, visitor, **ON_CONSENT, happened_at=happened_at)
-        await take(bench, event)
-        after = await violations(bench)
-        name = "k3_no_transfer_against_consent"
-        return after[name] - before[name]
+        return await against(
+            bench, transfer(asked_at, visitor, **ON_CONSENT, happened_at=happened_at)
+        )
 
     assert await judged(start, start) == 0
     assert await judged(start + seconds, start + 59 * seconds) == 0
     assert await judged(start + seconds, start + 64 * seconds) == 0, "under way"
     assert await judged(start + seconds, start + 66 * seconds) == 1, "withdrawn before sending"
     assert await judged(start - seconds, start + seconds) == 1, "given after the event"
+
+
+async def test_a_transfer_about_somebody_who_never_answered_is_a_violation(bench):
+    """K3: nobody had agreed; only what takes the link to a proof also takes that certainty."""
+    ids = [new_visitor_id() for _ in range(3)]
+    events = [transfer(bench.now, one, **ON_CONSENT) for one in ids]
+    assert await against(bench, events[0]) == 2, "at the event and at the sending"
+    assert await against(bench, transfer(bench.now, ids[0], **PERMITTED)) == 0, "by contract"
+    tomorrow = calendar.utc_date(bench.now) + timedelta(days=1)
+    facts = {"kind": DataKind.AD_USE, "before_day": tomorrow}
+    erase = {"action": RetentionAction.ERASE, "visitor_ids": (ids[1],)}
+    await carry_out(bench, order(bench, **facts, **erase))
+    late = transfer(bench.now - timedelta(seconds=1), ids[1], **ON_CONSENT)
+    assert await against(bench, late) == 0, "erased: nobody knows any more"
+    drop = {"kind": DataKind.AD_USE, "action": RetentionAction.DROP}
+    young = calendar.utc_date(bench.now) - timedelta(days=6)
+    await carry_out(bench, order(bench, **drop, before_day=young))
+    assert await against(bench, events[2]) == 2, "no link that a consent in force has is gone"
+    await carry_out(bench, order(bench, **drop, before_day=young + timedelta(days=1)))
+    assert await against(bench, transfer(bench.now, new_visitor_id(), **ON_CONSENT)) == 0
+
+
+async def test_the_query_says_what_the_gates_rule_says(bench):
+    """K2, K3: random histories; names, versions, signals and denials of the same instant."""
+    rng = random.Random(6)
+    verdicts = {True: 0, False: 0}
+    for _ in range(60):
+        visitor = new_visitor_id()
+        start = bench.now - timedelta(hours=1)
+        said = [
+            (
+                choice_of(
+                    visitor,
+                    rng.choice([ConsentDecision.GIVEN, ConsentDecision.GIVEN, *DENIED]),
+                    rng.choice([None, None, "ad-partner", "adgrx-com"]),
+                    catalogue_version=rng.choice(["2026-11.1", "2026-11.3"]),
+                ),
+                start + timedelta(seconds=rng.randint(0, 4)),
+            )
+            for _ in range(rng.randint(1, 5))
+        ]
+        objection = choice_of(visitor, ConsentDecision.OBJECTED, method=ConsentMethod.SIGNAL)
+        said += [(objection, start + timedelta(seconds=2))] * rng.randint(0, 1)
+        await decide(bench, *said)
+        asked_at = start + timedelta(seconds=30)
+        happened_at = start + timedelta(seconds=rng.randint(0, 6))
+        recipient = rng.choice(["ad-partner", "adgrx-com"])
+        async with bench.transaction() as ctx:
+            states = domain.states_of(await ctx.store.decisions_of(visitor))
+        known = ConsentStates(
+            KafkaLogin(bootstrap="nowhere:1", username="u", password=Secret("p")),
+            prefix="",
+            clock=SystemClock(),
+        )
+        known.take(received(topics.CONSENT_STATE, to_wire(visitor, states), bench.now))
+        facts = known.facts_of(visitor, asked_at)
+        may = all(
+            facts.in_force_at(MARKETING, recipient, at) for at in (happened_at, asked_at)
+        ) and facts.is_last_word(MARKETING, recipient)
+        sent = transfer(
+            asked_at, visitor, **ON_CONSENT, happened_at=happened_at, recipient=recipient
+        )
+        found = await against(bench, sent)
+        assert (found == 0) is may, [(e.choices[0], e.catalogue_version, at) for e, at in said]
+        verdicts[may] += 1
+    assert min(verdicts.values()) > 5

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,18 @@ from typing import Any
 import asyncpg
 import pytest
 
-from schemas import topics
-from schemas.retention import DataKind, RetentionAction, RetentionOrderV1, RetentionReceiptV1
+from schemas.retention import DataKind, RetentionAction, RetentionOrderV1
 from services.chassis import db
 from services.chassis.context import Context
 from services.consent.classification import TABLES
 from services.consent.store import Store
-from services.privacy.access_log import Access, AccessLog, NotCountedError, Reason
-from services.privacy.executor import on_retention_orders
+from services.privacy.access_log import Access, AccessLog, Act, NotCountedError, Reason
+from services.privacy.executor import Executor
 from services.privacy.keyed_hash import DayKeys, Subject
 from services.retention import schedule
 from services.retention.settings import DEFAULT_SCHEDULE
-from tests.support.bench import IDS, Bench, open_bench, received
+from tests.support.bench import IDS, Bench, open_bench
+from tests.support.protected import carry_out
 from tests.support.stack import World
 
 WORLD_SERVICES = ("consent",)
@@ -97,6 +98,8 @@ async def test_an_access_is_recorded_before_it_may_read(world, bench, keys, log)
         "subject": "number",
         "subject_hash": keys.hash_at(Subject.NUMBER, NUMBER, bench.now),
         "protection_id": None,
+        "act": "read",
+        "means": None,
         "n_rows": None,
         "accessed_at": bench.now,
     }
@@ -320,9 +323,23 @@ async def _carry_out(bench: Bench[Store], as_of: datetime) -> int:
         before_day=due.before_day,
         as_of=as_of,
     )
-    handle = on_retention_orders(TABLES, simulation=True)
-    async with bench.transaction() as ctx:
-        await handle(ctx, [received(topics.RETENTION_ORDER, order, bench.now)])
-        (row,) = ctx.outbox.rows
-    receipt = RetentionReceiptV1.model_validate_json(row.payload or b"")
+    (receipt,) = await carry_out(bench, Executor(TABLES, simulation=True), order)
     return sum(count.n_rows for count in receipt.counts)
+
+
+def test_nobody_reads_for_the_sake_of_accountability():
+    """R-C5: that reason is for what staff takes over, not for a look."""
+    with pytest.raises(ValueError, match="no reason to read"):
+        replace(ACCESS, reason=Reason.ACCOUNTABILITY)
+
+
+async def test_the_database_too_lets_nobody_read_for_that_reason(bench, log):
+    """R-C5: whatever the code does."""
+    acting = replace(ACCESS, reason=Reason.ACCOUNTABILITY, act=Act.IMPORT, means=("paper", "web"))
+    async with log.accessing(acting) as reading:
+        reading.count(1)
+    assert {row["means"] for row in await entries(bench.connection)} == {"paper,web"}
+    object.__setattr__(acting, "act", Act.READ)
+    with pytest.raises(asyncpg.CheckViolationError, match="reason"):
+        async with log.accessing(acting):
+            pass

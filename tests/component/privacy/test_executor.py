@@ -8,7 +8,6 @@ from uuid import UUID
 
 import pytest
 
-from schemas import topics
 from schemas.retention import (
     DataKind,
     RetentionAction,
@@ -21,11 +20,12 @@ from services.chassis.errors import Poison
 from services.chassis.ids import TimeOrderedIds
 from services.consent import classification
 from services.consent.store import Store
-from services.privacy.chain import SigningKeys
+from services.privacy.chain import SigningKeys, canonical
 from services.privacy.declare import Table
-from services.privacy.executor import BeforeDrop, on_retention_orders
+from services.privacy.executor import BeforeDrop, Executor, Hooks
 from services.privacy.receipts import Signatories
-from tests.support.bench import Bench, new_visitor_id, open_bench, received
+from tests.support import protected
+from tests.support.bench import Bench, new_visitor_id, open_bench
 from tests.support.stack import World
 
 WORLD_SERVICES = ("consent",)
@@ -80,13 +80,12 @@ async def carry_out(
     *orders: RetentionOrderV1,
     simulation: bool = False,
     keys: SigningKeys | None = None,
-    **hook: BeforeDrop,
+    before_drop: BeforeDrop | None = None,
 ) -> list[RetentionReceiptV1]:
-    """Handle orders as one poll and return the receipts that it enqueued."""
-    handle = on_retention_orders(TABLES, simulation=simulation, keys=keys, **hook)
-    async with bench.transaction() as ctx:
-        await handle(ctx, [received(topics.RETENTION_ORDER, one, bench.now) for one in orders])
-        return bench.enqueued(ctx, topics.RETENTION_RECEIPT, RetentionReceiptV1)
+    """Handle orders as one poll, and the drops that it noted; return the receipts."""
+    hooks = Hooks() if before_drop is None else Hooks(before_drop=before_drop)
+    executor = Executor(TABLES, simulation=simulation, keys=keys, hooks=hooks)
+    return await protected.carry_out(bench, executor, *orders)
 
 
 async def test_days_before_the_cut_go_and_the_receipt_counts_them(bench: Bench[Store]) -> None:
@@ -114,7 +113,8 @@ async def test_the_same_order_again_gets_the_same_receipt_and_does_nothing(
     day = bench.now.date() - timedelta(days=8)
     await fill(bench, day, 2)
     issued = order(bench, day + timedelta(days=1))
-    first, second = await carry_out(bench, issued, issued)
+    (first,) = await carry_out(bench, issued, issued)
+    (second,) = await carry_out(bench, issued)
     await fill(bench, day, 1)
     bench.now += timedelta(hours=1)
     (third,) = await carry_out(bench, issued)
@@ -126,12 +126,15 @@ async def test_a_receipt_is_signed_by_its_service(bench: Bench[Store]) -> None:
     """R-D9: the first time and again; another service's key, or another count, is no signature."""
     keys, other = SigningKeys({"k1": "11" * 32}), SigningKeys({"k1": "22" * 32})
     issued = order(bench, bench.now.date() - timedelta(days=20))
-    first, second = await carry_out(bench, issued, issued, keys=keys)
+    (first,) = await carry_out(bench, issued, keys=keys)
+    (second,) = await carry_out(bench, issued, keys=keys)
     assert first == second
     signatories = Signatories(json.dumps({"consent": keys.public(), "ad_ledger": other.public()}))
     assert signatories.is_valid(first)
     more = first.counts[0].model_copy(update={"n_rows": 7})
+    figures = first.counts[0].model_copy(update={"n_figures": 1})
     for change in (
+        {"counts": (figures, *first.counts[1:])},
         {"service": "ad_ledger"},
         {"service": "call_control"},
         {"order_id": IDS.new()},
@@ -140,6 +143,13 @@ async def test_a_receipt_is_signed_by_its_service(bench: Bench[Store]) -> None:
         {"signature": None, "key_id": None},
     ):
         assert not signatories.is_valid(first.model_copy(update=change))
+    # a service of the version before signs what it knows: without figures
+    known = first.model_dump(mode="json", exclude={"key_id", "signature"})
+    for count in known["counts"]:
+        del count["n_figures"]
+    key_id, signature = keys.sign(b"receipt\0" + canonical(known))
+    earlier = {"key_id": key_id, "signature": signature.hex()}
+    assert signatories.is_valid(first.model_copy(update=earlier))
     outside = first.model_copy(update={"service": "billing", "signature": None, "key_id": None})
     assert signatories.is_valid(outside)
 
@@ -210,15 +220,43 @@ async def test_a_failure_leaves_neither_deed_nor_receipt(bench: Bench[Store]) ->
     day = bench.now.date() - timedelta(days=8)
     await fill(bench, day, 2)
     issued = order(bench, day + timedelta(days=1))
-    handle = on_retention_orders(TABLES, simulation=False)
+    executor = Executor(TABLES, simulation=False)
+    assert await protected.poll(bench, executor, issued) == []
 
     async def fail_after_the_drop() -> None:
         async with bench.transaction() as ctx:
-            await handle(ctx, [received(topics.RETENTION_ORDER, issued, bench.now)])
+            await executor.retry(ctx)
+            assert len(ctx.outbox.rows) == 1
             raise ConnectionError
 
     with pytest.raises(ConnectionError):
         await fail_after_the_drop()
     assert await days(bench) == {day: 2}
-    (receipt,) = await carry_out(bench, issued)
+    # in rotation: what failed is tried again after all others
+    assert await protected.retry(bench, executor) == (False, [])
+    _, (receipt,) = await protected.retry(bench, executor)
     assert receipt.counts[0].n_rows == 2
+
+
+async def test_a_drop_that_the_database_refuses_ends_neither_the_service_nor_the_others(
+    bench: Bench[Store],
+) -> None:
+    """D3: it waits, unanswered, and can be done once its cause is mended."""
+    day = bench.now.date() - timedelta(days=8)
+    await fill(bench, day, 2)
+    broken = [True]
+
+    async def settle(ctx: Context[Any], table: Table, issued: RetentionOrderV1) -> None:
+        if broken and table.name == "consent_subject":
+            await ctx.connection.execute("INSERT INTO retention_done SELECT")
+
+    refused = order(bench, day + timedelta(days=1))
+    other = order(bench, date(2020, 1, 1), kind=DataKind.CONSENT_RECORD)
+    executor = Executor(TABLES, simulation=False, hooks=Hooks(before_drop=settle))
+    (receipt,) = await protected.carry_out(bench, executor, refused, other)
+    assert receipt.order_id == other.order_id
+    assert await days(bench) == {day: 2}
+    broken.clear()
+    (receipt,) = await protected.carry_out(bench, executor, refused)
+    assert receipt.order_id == refused.order_id
+    assert await days(bench) == {}

@@ -156,3 +156,28 @@ async def test_the_duty_may_do_nothing_else(world, service):
         assert [row["proname"] for row in functions] == ["access_log_maintain", "privacy_kept_read"]
     finally:
         await duty.close()
+
+
+@pytest.mark.parametrize("service", WORLD_SERVICES)
+async def test_every_service_with_an_access_log_shows_it(world: World, service: str) -> None:
+    """R-C5: to the data-protection officer, in one form, whatever the service."""
+    access_id, protection = IDS.new(), IDS.new()
+    connection = await asyncpg.connect(world.database_url(service))
+    try:
+        await connection.execute("SELECT access_log_maintain(now())")
+        await connection.execute(_BEGIN, access_id, 0.0, protection)
+    finally:
+        await connection.close()
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", f"services.{service}", "accesses"],
+        cwd=ROOT,
+        env={**os.environ, **world.environments[service]},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (found,) = [e for e in json.loads(done.stdout) if e["protection_id"] == str(protection)]
+    assert (found["staff_id"], found["act"], found["reason"]) == ("staff-1", "read", "legal_claim")
+    assert (found["case_number"], found["n_rows"]) == ("AUSK-2026-17", None)

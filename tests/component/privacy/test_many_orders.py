@@ -11,7 +11,7 @@ import pytest
 from schemas.retention import DataKind, RetentionAction, RetentionOrderV1, RetentionReceiptV1
 from services.privacy.executor import ORDERS_LOCK, WAITING_MAX
 from tests.support.bench import IDS, new_visitor_id
-from tests.support.protected import Side, open_side, total
+from tests.support.protected import Side, carry_out, open_side, poll, total
 from tests.support.stack import World
 
 WORLD_SERVICES = ("ad_ledger", "call_control", "consent")
@@ -155,6 +155,66 @@ async def test_what_is_to_be_kept_is_said_before_it_would_go(world: World, servi
         live = "".join(text for texts in (await side.live()).values() for text in texts)
         assert str(other) not in live
         assert await side.violations() == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second", "table"),
+    [
+        ("ad_ledger", DataKind.IP_ADDRESS, DataKind.AD_USE, "ad_view"),
+        ("call_control", DataKind.IP_ADDRESS, DataKind.TRAFFIC_DATA, "call_order"),
+    ],
+)
+async def test_a_drop_has_a_transaction_of_its_own(
+    world: World, name: str, first: DataKind, second: DataKind, table: str
+) -> None:
+    """D1, R-D9: while the second one of a poll waits or counts, the first one's locks are gone."""
+    async with open_side(world, name) as side:
+        day = side.today - timedelta(days=6)
+        await side.fill(new_visitor_id(), day)
+        one, two = (
+            side.order(RetentionAction.DROP, kinds=(kind,), before=day + timedelta(days=1))
+            for kind in (first, second)
+        )
+        reader = await asyncpg.connect(world.owner_url(name))
+        other = await asyncpg.connect(world.database_url(name))
+        (locked,) = (t.name for t in side.tables if t.kind is first)
+        try:
+            await reader.execute(f"BEGIN; SELECT FROM {table} LIMIT 1")
+            # it has given way once: from now on it takes more than a second
+            assert await side.handle(two) == []
+            assert await poll(side.bench, side.executor, one) == []
+            await asyncio.wait_for(side.executor.until_noted(60), 1)
+            begun_s = monotonic()
+            dropping = asyncio.create_task(carry_out(side.bench, side.executor, one))
+            await other.execute("SET lock_timeout = '700ms'")
+            while not dropping.done():
+                await other.execute(f"BEGIN; LOCK {locked} IN ROW EXCLUSIVE MODE; COMMIT")
+                await asyncio.sleep(0.01)
+            assert [receipt.order_id for receipt in await dropping] == [one.order_id]
+            assert monotonic() - begun_s > 1, "the second one did not try"
+            await reader.execute("COMMIT")
+            assert [receipt.order_id for receipt in await side.retry()] == [two.order_id]
+            assert await side.retry() == []
+        finally:
+            await other.close()
+            await reader.close()
+
+
+async def test_a_drop_waits_for_the_next_transaction_where_another_order_was_done(
+    world: World,
+) -> None:
+    """R-D9: what the other one has written stays locked until the end of the transaction."""
+    async with open_side(world, "call_control") as side:
+        visitor_id = new_visitor_id()
+        await side.fill(visitor_id, live=True)
+        erasure = side.order(RetentionAction.ERASE, visitor_id)
+        assert await side.handle(erasure) == []
+        drop = side.order(RetentionAction.DROP, kinds=(DataKind.IP_ADDRESS,), before=side.today)
+        assert await poll(side.bench, side.executor, drop) == []
+        await side.end_call()
+        found = [await side.retry(), await side.retry(), await side.retry()]
+        ids = [[receipt.order_id for receipt in receipts] for receipts in found]
+        assert ids == [[erasure.order_id], [drop.order_id], []]
 
 
 async def test_a_protection_without_names_that_nobody_has_placed_is_not_answered(

@@ -129,6 +129,25 @@ async def test_a_sweep_orders_each_stored_kind_once_with_its_outbox(bench: Bench
     assert sweep.schedule_version == SCHEDULE.version
 
 
+async def test_addresses_are_anonymised_since_the_rule_says_so(bench: Bench[Store]) -> None:
+    """R-C2, R-D2, R-D9: by the rule of the day; all other kinds are dropped; a cut stays one."""
+    actions = []
+    for day in ("2026-11-22T12:00:00+00:00", "2026-11-24T12:00:00+00:00"):
+        _, orders = await make_sweep(bench, datetime.fromisoformat(day), again=True)
+        actions.append({order.kind.value: order.action.value for order in orders})
+    before, since = actions
+    assert before == dict.fromkeys(STORED_KINDS, "drop")
+    assert since == before | {"ip_address": "anonymise"}
+    _, orders = await make_sweep(bench, datetime.fromisoformat(day))
+    assert orders == []
+    order = next(o for o in (await make_sweep(bench, datetime.fromisoformat(day), again=True))[1])
+    counts = TableCount(table="ad_view_address", n_partitions=1, n_rows=20, n_figures=3)
+    given = receipt(order, "ad_ledger").model_copy(update={"counts": (counts,)})
+    assert await answer(bench, given) == {Answer.NEW.value: 1}
+    found = (await get(bench, f"/v1/orders/{order.order_id}")).json()
+    assert found["receipts"][0]["counts"][0]["n_figures"] == 3
+
+
 async def test_the_same_cut_is_ordered_once(bench: Bench[Store]) -> None:
     """R-D9: a sweep each hour issues one order a day, and says which one it found."""
     first, _ = await make_sweep(bench)
@@ -231,7 +250,7 @@ async def test_what_was_spared_is_part_of_the_evidence(bench: Bench[Store]) -> N
         found = await ctx.store.sweep(sweep.sweep_id)
     assert found is not None
     (line,) = [line for line in as_table(found).splitlines() if "ad_view" in line]
-    assert line.split()[-4:] == ["1", "5", "3", "2"]
+    assert line.split()[-5:] == ["1", "5", "3", "2", "0"]
     fewer = one.model_copy(update={"counts": (spared.model_copy(update={"n_held": 0}),)})
     # a service whose database was restored does it again; its first word stands
     assert await answer(bench, fewer) == {"done_again": 1}

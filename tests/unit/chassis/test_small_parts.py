@@ -205,7 +205,9 @@ def test_a_variable_wins_over_a_file_and_is_not_replaced_by_it(tmp_path, monkeyp
         "KAFKA_USERNAME": "a",
         "KAFKA_PASSWORD": "of-the-variable",
         "ADMIN_PORT": "0",
-        **dict.fromkeys(("RECEIPT_KEYS", "ANCHOR_KEYS"), f'{{"k1": "{"11" * 32}"}}'),
+        "RECEIPT_KEYS": f'{{"k1": "{"11" * 32}"}}',
+        "ANCHOR_KEYS": f'{{"k1": "{"22" * 32}"}}',
+        "PROOF_KEYS": f'{{"k1": "{"33" * 32}"}}',
         "SECRETS_FOLDER": str(tmp_path),
     }.items():
         monkeypatch.setenv(f"CONSENT_{name}", text)

@@ -29,7 +29,7 @@ def with_entry(name: str, **changes: Any) -> Catalogue:
 
 def test_the_published_catalogue_holds_the_notices_entries_and_our_own() -> None:
     """R-F1: six of the notice, all four keys of the vast-client, our own, and the partner's."""
-    catalogue = catalogues.load().by_version["2026-11.2"]
+    catalogue = catalogues.load().by_version["2026-11.3"]
     by_provider: dict[str, list[str | None]] = {}
     for entry in catalogue.entries:
         by_provider.setdefault(entry.provider, []).append(entry.name)
@@ -52,7 +52,7 @@ def test_the_published_catalogue_holds_the_notices_entries_and_our_own() -> None
 
 def test_what_is_unclassified_cannot_be_consented_to() -> None:
     """R-F4: and what needs consent is blocked until then."""
-    catalogue = catalogues.load().by_version["2026-11.2"]
+    catalogue = catalogues.load().by_version["2026-11.3"]
     assert catalogue.consentable == {"necessary", "marketing"}
     assert all(
         e.blocked_until_accepted for e in catalogue.entries if e.category != Category.NECESSARY
@@ -88,12 +88,25 @@ def test_every_published_version_is_what_it_was() -> None:
             "de": "2a4062d1110b01d3c9bf603a4be507b260ad6d025e5f2a031e8166ef29447f37",
             "en": "c32705473b83d8482b43aae85f50db5992e1aedf8089364a4ce9658fe98f9124",
         },
+        "2026-11.3": {
+            "de": "fd1868fa82c0c2911aa27ae3e946ffb036d17afd9fcc12c875787ea6c11d4e5c",
+            "en": "885d379bb618077f94f4a6ed8a351a8890a36ef8c18ea58a3d7fb3a5c04a1fc0",
+        },
     }
     catalogue = catalogues.load().by_version["2026-11.1"]
     assert catalogue.hashes() == catalogues.published()["2026-11.1"]
     assert catalogue.shown("de")["wording"]["accept"] == "Erlauben"
     with pytest.raises(CatalogueError, match="language"):
         catalogue.shown("fr")
+
+
+def test_who_answered_is_not_asked_again_for_a_better_text() -> None:
+    """R-F2: 2026-11.3 says more truly how long a choice is kept, and adds nobody and nothing."""
+    known = catalogues.load()
+    better = catalogues.diff(known.by_version["2026-11.2"], known.by_version["2026-11.3"])
+    assert not better.asks_again
+    assert better.other == ("consent-choice: purpose",)
+    assert catalogues.diff(known.by_version["2026-11.1"], known.by_version["2026-11.3"]).asks_again
 
 
 def test_a_published_version_that_was_changed_is_refused(tmp_path: Path) -> None:

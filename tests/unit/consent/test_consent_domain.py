@@ -288,3 +288,16 @@ def test_the_same_key_with_another_content_contradicts():
     assert compare({}, first) is Novelty.NEW
     assert compare(known, decision(1, GIVEN)) is Novelty.KNOWN
     assert compare(known, decision(1, REFUSED)) is Novelty.CONTRADICTS
+    moved = replace(first, decided_at=first.decided_at + timedelta(seconds=1))
+    assert compare(known, moved) is Novelty.CONTRADICTS, "an agreement has one instant"
+
+
+def test_a_denial_told_later_than_it_was_taken_is_the_same_one():
+    """R-F3: it was taken as of its receipt; one told earlier than that contradicts."""
+    first = decision(1, REFUSED)
+    known = {first.key: first}
+    second = timedelta(seconds=1)
+    later, earlier = (replace(first, decided_at=first.decided_at + d) for d in (second, -second))
+    assert compare(known, later) is Novelty.KNOWN
+    assert compare(known, earlier) is Novelty.CONTRADICTS
+    assert compare(known, replace(earlier, is_as_of_receipt=True)) is Novelty.KNOWN

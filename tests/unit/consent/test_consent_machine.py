@@ -1,6 +1,6 @@
 """Decisions in any order, twice, late, by wrong clocks, against a short model (R-F2, R-F3, K2)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -77,6 +77,7 @@ class Choices(RuleBasedStateMachine):
         self.now = START
         self.known: dict[Key, Decision] = {}
         self.model: set[Said] = set()
+        self.taken: set[int] = set()
         self.n = 0
 
     @rule(
@@ -115,11 +116,17 @@ class Choices(RuleBasedStateMachine):
             is_signal=said.is_signal,
         )
         for decision in judged.decisions:
-            if compare(self.known, decision) is Novelty.NEW:
+            novelty = compare(self.known, decision)
+            assert novelty is not Novelty.CONTRADICTS, "the same event again"
+            if novelty is Novelty.NEW:
                 self.known[decision.key] = decision
         is_in_time = self.now - AGE_MAX <= said.at <= self.now + AHEAD_MAX
-        if is_in_time and said.can_be_recorded:
-            self.model.add(said)
+        if said.n in self.taken or not said.can_be_recorded:
+            return
+        if is_in_time or said.verdict in DENIALS:
+            # whatever its clock said, a denial counts: from when it came
+            self.taken.add(said.n)
+            self.model.add(said if is_in_time else replace(said, at=self.now))
 
     @rule(seconds=st.sampled_from([1, 300, 3600]))
     def wait(self, seconds: int) -> None:

@@ -28,6 +28,7 @@ from services.gateway.door import Visits
 from services.gateway.http import Parts, build_http
 from services.gateway.live import Live
 from services.gateway.metrics import Metrics
+from services.gateway.offers import Offers
 from services.gateway.partner import PartnerAds
 from services.gateway.reads import Reads
 from services.gateway.settings import Settings
@@ -111,6 +112,7 @@ class FakeServices:
     raw: bytes | None = None
     consent: bytes | None = None
     threat: Any = None
+    offers: Any = None
     seen: list[Request] = field(default_factory=list)
 
     def app(self) -> Starlette:
@@ -121,12 +123,16 @@ class FakeServices:
                 Route("/v1/visitors/{visitor_id}/{what}", self._consent),
                 Route("/v1/catalogue", self._consent),
                 Route("/v1/threat", self._threat),
+                Route("/v1/offers", self._offers),
             ]
         )
 
     async def _consent(self, request: Request) -> Response:
         self.seen.append(request)
         return Response(self.consent) if self.consent else Response(status_code=503)
+
+    async def _offers(self, request: Request) -> Response:
+        return self._answer(request, self.offers)
 
     async def _threat(self, request: Request) -> Response:
         return self._answer(request, self.threat)
@@ -188,6 +194,7 @@ class Gateway:
         self.reads = reads
         self.threat = Threat(reads, self.clock)
         self.threat.learn(self.clock.now() + timedelta(days=1))
+        self.offers = Offers(reads, self.clock)
         self.limits = make_limits(self.settings, self.clock, metrics)
         self.live = Live(
             limits=make_live_limits(self.settings),
@@ -204,6 +211,7 @@ class Gateway:
                 sender=self.sender,
                 reads=reads,
                 threat=self.threat,
+                offers=self.offers,
                 visits=self.visits,
                 tickets=KeyRing(TICKET_KEYS),
                 limits=self.limits,

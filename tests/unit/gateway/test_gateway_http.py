@@ -734,7 +734,7 @@ async def test_openapi_describes_every_route_problem_and_example() -> None:
     async with gateway.client() as client:
         document = (await client.get("/openapi.json")).json()
     assert document["openapi"].startswith("3.1")
-    assert len(document["paths"]) == 14
+    assert len(document["paths"]) == 16
     shown: set[str] = set()
     for path, operations in document["paths"].items():
         for operation in operations.values():
@@ -758,7 +758,7 @@ async def test_openapi_describes_every_route_problem_and_example() -> None:
         assert ({} in security) is (path in {"/v1/visits", "/v1/media/{name}"}), path
     # what belongs to no route of the document
     assert {reason.value for reason in Reason} - shown == {
-        "client_gone", "method_not_allowed", "route_unknown",
+        "client_gone", "method_not_allowed",
     }  # fmt: skip
 
 

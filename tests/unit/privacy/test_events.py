@@ -86,7 +86,7 @@ def test_what_its_headers_and_key_say_is_as_personal_as_the_event(topic: Topic):
 def test_every_header_is_classified_and_every_entry_is_a_header(topic: Topic):
     """D5: of the records as the outbox writes them, dead letters with what is added to them."""
     head = envelope.for_event(
-        topic, event_id=IDS.new(), source="s", time=NOW, key="k", traceparent="t"
+        topic, event_id=IDS.new(), source="s", time=NOW, key="k", traceparent="t", origin=NOW
     )
     written: list[tuple[str, bytes | None]] = [*head.headers()]
     if topic.is_dead_letter:

@@ -21,6 +21,7 @@ from services.privacy.gate import (
     Question,
     Refusal,
     RefusalReason,
+    StaleError,
     ThirdCountryGround,
     Verdict,
     cut,
@@ -107,7 +108,7 @@ async def test_what_is_not_permitted_is_cut_at_any_depth():
     recorder = Recorder()
     found = await clear(recorder, rules=permitting("address", "views.kind", "more"))
     assert isinstance(found, Cleared)
-    assert json.loads(found.take("ad-partner", NOW)) == {
+    assert json.loads(await found.take("ad-partner", NOW)) == {
         "address": "203.0.113.7",
         "views": [{"kind": "start"}, {"kind": "click"}],
     }
@@ -185,7 +186,7 @@ async def test_a_change_of_the_payload_while_it_is_recorded_is_not_sent():
 
     found = await clear(recorder, payload, rules=permitting("address"))
     assert isinstance(found, Cleared)
-    assert json.loads(found.take("ad-partner", NOW)) == {"address": "203.0.113.7"}
+    assert json.loads(await found.take("ad-partner", NOW)) == {"address": "203.0.113.7"}
 
 
 async def test_a_field_added_while_the_rules_decide_is_cut():
@@ -198,7 +199,7 @@ async def test_a_field_added_while_the_rules_decide_is_cut():
 
     found = await clear(Recorder(), payload, rules=rules)
     assert isinstance(found, Cleared)
-    assert json.loads(found.take("ad-partner", NOW)) == {"address": "203.0.113.7"}
+    assert json.loads(await found.take("ad-partner", NOW)) == {"address": "203.0.113.7"}
 
 
 def test_nobody_but_the_gate_makes_a_cleared_payload():
@@ -219,7 +220,7 @@ def test_nobody_but_the_gate_makes_a_cleared_payload():
     )
     for seal in (None, object(), permit):
         with pytest.raises(TypeError, match="only the gate"):
-            Cleared(permit, b"{}", seal)
+            Cleared(permit, b"{}", permitting("address"), seal)
     with pytest.raises(TypeError, match="one class"):
         type("Mine", (Cleared,), {})
 
@@ -229,15 +230,35 @@ async def test_what_was_cleared_goes_to_its_recipient_once_and_soon():
     found = await clear(Recorder(), rules=permitting("address"))
     assert isinstance(found, Cleared)
     with pytest.raises(ValueError, match="another recipient"):
-        found.take("somebody-else", NOW)
+        await found.take("somebody-else", NOW)
     for wrong in (NOW + CLEARED_AGE_MAX + timedelta(microseconds=1), NOW - timedelta(seconds=1)):
         with pytest.raises(ValueError, match="too long ago"):
-            found.take("ad-partner", wrong)
+            await found.take("ad-partner", wrong)
     with pytest.raises(TypeError, match="copied"):
         copy.copy(found)
-    assert found.take("ad-partner", NOW + CLEARED_AGE_MAX)
+    assert await found.take("ad-partner", NOW + CLEARED_AGE_MAX)
     with pytest.raises(ValueError, match="sent already"):
-        found.take("ad-partner", NOW)
+        await found.take("ad-partner", NOW)
+
+
+@pytest.mark.parametrize("left", [(), ("id",)])
+async def test_what_is_refused_by_now_does_not_go_though_it_was_cleared(left):
+    """R-E2, R-F3, K3: withdrawn while the permit was being recorded; less permitted is as bad."""
+    rules = [permitting("address", "id"), permitting(*left) if left else gate.refuse_everything]
+    asked: list[datetime] = []
+
+    async def changing(question: Question) -> Verdict:
+        asked.append(question.asked_at)
+        return await rules[min(len(asked), len(rules)) - 1](question)
+
+    found = await clear(Recorder(), {"address": "203.0.113.7", "id": "v"}, rules=changing)
+    assert isinstance(found, Cleared)
+    now = NOW + timedelta(seconds=1)
+    with pytest.raises(StaleError, match="by now"):
+        await found.take("ad-partner", now)
+    assert asked == [NOW, now], "at the instant of sending"
+    with pytest.raises(ValueError, match="sent already"):
+        await found.take("ad-partner", now)
 
 
 @pytest.mark.parametrize(

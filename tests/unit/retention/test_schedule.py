@@ -13,11 +13,14 @@ from pydantic import ValidationError
 from schemas import topics
 from schemas.retention import DataKind, DocumentClass
 from services.privacy.calendar import add_months
+from services.privacy.invariants import D1_NO_YEAR_PARTITION_TOO_OLD, YEARS_KEPT
 from services.retention.schedule import (
+    DeletedBy,
     DocumentsPeriod,
     Schedule,
     ScheduleError,
     ThreatLevel,
+    YearsPeriod,
     load,
     table,
 )
@@ -53,6 +56,14 @@ def test_the_schedule_orders_each_stored_kind_once():
         DataKind.TRANSFER_RECORD: date(2023, 1, 1),
     }
     assert due[DataKind.TRAFFIC_DATA].requirement == "R-D5"
+
+
+def test_the_query_for_years_that_are_over_counts_as_the_rules_do():
+    """D1, R-D10: services cannot read the schedule."""
+    rules = [r for r in load(DEFAULT_SCHEDULE).rules if r.deleted_by is DeletedBy.SERVICES]
+    years = {r.period.years for r in rules if isinstance(r.period, YearsPeriod)}
+    assert years == {YEARS_KEPT}
+    assert f"::int + {YEARS_KEPT} + 1, 1, 1, 0, 0, 0" in D1_NO_YEAR_PARTITION_TOO_OLD
 
 
 def test_topics_let_nothing_live_as_long_as_the_schedule_allows():
@@ -174,6 +185,8 @@ def test_the_table_shows_every_rule_and_marks_what_the_controller_must_confirm()
         ("paid_traffic", {"period": {"unit": "months", "months": 7}}, "at most 6 months"),
         ("paid_traffic", {"period": {"unit": "at_once"}}, "at most 6 months"),
         ("contact", {"deleted_by": "services"}, "services cannot delete"),
+        ("ad_use", {"action": "anonymise"}, "no service can anonymise it"),
+        ("contact", {"action": "anonymise"}, "holders cannot anonymise"),
         ("ad_use", {"deleted_by": "holders"}, "holders cannot drop"),
         ("transfer_record", {"deleted_by": "holders", "action": "delete"}, "exactly what others"),
         ("ad_use", {"action": "never_store", "deleted_by": "nobody"}, "never stored"),

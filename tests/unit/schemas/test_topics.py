@@ -30,6 +30,40 @@ def test_everything_that_delays_deletion_fits_into_the_rule(topic: Topic) -> Non
     assert int(configs["max.compaction.lag.ms"]) <= topic.segment_ms
 
 
+@pytest.mark.parametrize("topic", ALL_TOPICS, ids=[t.name for t in ALL_TOPICS])
+def test_no_copy_outlives_the_rule_of_what_it_stems_from(topic: Topic) -> None:
+    """R-D5, D1: topic, what is derived from it, outbox, dead letter: all of a chain together."""
+    if topic.personal:
+        assert topics.oldest_ms(topic) <= topics.COPIES_AGE_MAX_MS < 7 * topics.DAY_MS
+    assert set(topic.copies) <= set(BY_NAME)
+
+
+def test_periods_alone_would_not_do() -> None:
+    """R-D5: what the chassis leaves out is what the sums of periods allow."""
+
+    def sum_ms(topic: Topic, seen: frozenset[str] = frozenset()) -> int:
+        before = [BY_NAME[name] for name in topic.copies if name not in seen]
+        longest = max((sum_ms(one, seen | {topic.name}) for one in before), default=0)
+        return longest + topic.personal_limit_ms
+
+    too_long = {t.name for t in ALL_TOPICS if t.personal and sum_ms(t) > 7 * topics.DAY_MS}
+    assert {"credit-dlq", "call-status", "credit-decision"} <= too_long
+    assert all(BY_NAME[name].origin_age_max_ms is not None for name in too_long)
+    # a state's last word is never left out: the periods before it must do
+    assert "consent-state" not in too_long
+
+
+def test_what_would_be_left_out_at_once_is_no_topic() -> None:
+    """An outage of a topic's whole period loses nothing that the next one could still keep."""
+    for topic in ALL_TOPICS:
+        limit_ms = topic.origin_age_max_ms
+        if limit_ms is not None and topic.is_dead_letter:
+            (source,) = (BY_NAME[name] for name in topic.copies)
+            first_ms = source.personal_limit_ms + topics.OUTBOX_WAIT_MAX_MS
+            # a state is read by whoever keeps it in memory, who buries nothing
+            assert first_ms <= limit_ms or source.name == "consent-state"
+
+
 def test_a_topic_is_found_by_its_name() -> None:
     """Names and types agree."""
     assert all(BY_NAME[topic.name] is topic for topic in ALL_TOPICS)
