@@ -40,6 +40,7 @@ TABLES = (
     "retention_chain_salt retention_chain retention_anchor retention_refusal retention_names_gone "
     "retention_person_order retention_completion retention_receipt retention_sweep_order "
     "retention_sweep retention_record_order retention_order outbox retention_review_confirmation "
+    "retention_waiver_confirmation retention_waiver retention_reissue "
     "retention_review retention_protection_review retention_protection_step retention_protection"
 )
 
@@ -398,3 +399,29 @@ async def test_the_evidence_of_a_hold_goes_three_years_after_its_end(bench: Benc
     )
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         await bench.fetch("SELECT retention_protection_drop(now())")
+
+
+async def test_a_waiver_is_evidence_and_goes_with_its_order(
+    world: World, bench: Bench[Store]
+) -> None:
+    """D3, R-D9, R-D10: who proposed and who confirmed cannot be forged; both go in time."""
+    now, before = bench.now, SCHEDULE.evidence_before(REAL_CLOCK.now())
+    bench.now = calendar.midnight_in_berlin(before) - timedelta(days=1)
+    (order,) = await erase(bench)
+    bench.now += timedelta(hours=1)
+    for holder in topics.RETENTION_ORDER.consumers:
+        for staff_id in ("staff-1", "staff-2"):
+            async with bench.transaction() as ctx:
+                orders = PersonOrders(ctx, SCHEDULE, timedelta(minutes=15))
+                await orders.waive(staff_id, order.order_id, holder, "decommissioned")
+    assert await faults(bench) == set()
+    forged = "UPDATE retention_waiver_confirmation SET staff_id = 'staff-{}' WHERE staff_id = '{}'"
+    await as_owner(world, forged.format(9, "staff-2"))
+    assert {fault for _, fault in await faults(bench)} == {Fault.CONTENT_CHANGED}
+    await as_owner(world, forged.format(2, "staff-9"))
+    bench.now = now
+    await erase(bench)
+    async with bench.transaction() as ctx:
+        assert await ctx.store.evidence.drop(before) == 1
+    assert not await bench.fetch("SELECT FROM retention_waiver")
+    assert await faults(bench) == set()
