@@ -68,7 +68,7 @@ class PartnerClient:
         """Send a batch under its key; return whether the partner has it."""
         headers = {**self._headers, "Idempotency-Key": str(batch_id)}
         try:
-            body = self._body(batch_id, usages, signals)
+            body = await self._body(batch_id, usages, signals)
             # the client's own limit is for each step: who answers drop by drop would take for ever
             async with asyncio.timeout(self._timeout_s):
                 answer = await self._client.post(self._url, content=body, headers=headers)
@@ -79,12 +79,14 @@ class PartnerClient:
             logs.get().warning("partner refused a batch", status=answer.status_code)
         return answer.is_success
 
-    def _body(self, batch_id: UUID, usages: Sequence[Cleared], signals: Sequence[Cleared]) -> bytes:
+    async def _body(
+        self, batch_id: UUID, usages: Sequence[Cleared], signals: Sequence[Cleared]
+    ) -> bytes:
         now = self._clock.now()
         return b'{"batch_id":"%b","usages":[%b],"signals":[%b]}' % (
             str(batch_id).encode(),
-            b",".join([cleared.take(RECIPIENT, now) for cleared in usages]),
-            b",".join([cleared.take(RECIPIENT, now) for cleared in signals]),
+            b",".join([await cleared.take(RECIPIENT, now) for cleared in usages]),
+            b",".join([await cleared.take(RECIPIENT, now) for cleared in signals]),
         )
 
     async def close(self) -> None:

@@ -253,10 +253,10 @@ async def dial_of(call_id: UUID, numbers: Cleared, limits: DialLimits, now: date
     """Take the numbers, for a back end that dials at once: the one way to a `Dial` (R-E2).
 
     Raises:
-        StaleError: cleared too long ago.
+        StaleError: cleared too long ago, or not permitted any more.
         ValueError: cleared for others or taken before, or no two numbers in E.164.
     """
-    found = json.loads(numbers.take(RECIPIENT, now))
+    found = json.loads(await numbers.take(RECIPIENT, now))
     if found.keys() != {NUMBER_A, NUMBER_B}:
         raise ValueError("a call needs both numbers: one of them alone reaches nobody")
     return Dial(
