@@ -1,5 +1,6 @@
 """SQL of transfers and disclosures."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -7,37 +8,66 @@ from typing import Any
 from uuid import UUID
 
 from services.chassis import db
+from services.consent import catalogues
 from services.consent.store import Store
 
 DISCLOSURES_MAX = 1_000
 ACCESSES_MAX = 10_000
 TRANSFERS_MAX = 1_000
 
+_NAME = re.compile(r"[a-z0-9.-]+")
+
+
+def _offered() -> str:
+    """Return (version, purpose, recipient) of all catalogues as SQL: whom each version named."""
+    rows = sorted(
+        (version, purpose, recipient)
+        for version, one in catalogues.known().by_version.items()
+        for purpose, among in one.recipients.items()
+        for recipient in among
+    )
+    assert all(_NAME.fullmatch(name) for row in rows for name in row), "from files of ours"
+    return ", ".join("('{}', '{}', '{}')".format(*row) for row in rows)
+
+
 INVARIANTS = {
     # K2, K3: a failure means a transfer on a consent that was not in force, at the event or at the
     # sending. A withdrawal needs a moment to reach every gate (the goal is a second): five are
-    # granted. Where the link to the proof is gone, nothing can be said any more.
+    # granted. An agreement reaches whom the version shown named (ADR 0030), for six days; of two
+    # words of one instant the one with the higher id counts, and within one decision the denial. A
+    # signal after an agreement is none (domain.py). Where the link to the proof is gone nothing can
+    # be said any more: who has none never answered, unless they were erased, or their first answer
+    # may be a week old. Events of today are of visits that began on a day that still has its links.
     "k3_no_transfer_against_consent": """
-        SELECT count(*) FROM consent_transfer_visitor v
+        WITH offered (version, purpose, recipient) AS (VALUES $offered)
+        SELECT count(DISTINCT v.transfer_id) FROM consent_transfer_visitor v
         JOIN consent_transfer t USING (transferred_on, transfer_id)
-        JOIN consent_subject s USING (visitor_id)
+        LEFT JOIN consent_subject s USING (visitor_id)
         CROSS JOIN LATERAL (
             VALUES (v.happened_at, v.happened_at),
                    (t.asked_at - interval '5 seconds', t.asked_at)) AS span (begins_at, ends_at)
         WHERE v.transfer_day >= current_date - 1
           AND t.verdict = 'permitted' AND t.consent IS NOT NULL
+          AND (s.proof_id IS NOT NULL OR (
+            (v.happened_at AT TIME ZONE 'UTC')::date >= (now() AT TIME ZONE 'UTC')::date
+            AND NOT EXISTS (SELECT FROM privacy_erased e WHERE e.visitor_id = v.visitor_id)))
           AND NOT EXISTS (
             SELECT FROM consent_record g
             WHERE g.proof_id = s.proof_id AND g.purpose = t.consent AND g.decision = 'given'
-              AND g.recipient IN ('', t.recipient)
+              AND (g.recipient = t.recipient OR (g.recipient = '' AND EXISTS (
+                SELECT FROM offered o WHERE o.version = g.catalogue_version
+                  AND o.purpose = g.purpose AND o.recipient = t.recipient)))
               AND g.decided_at <= span.ends_at
+              AND g.decided_at > span.begins_at - interval '6 days'
               AND NOT EXISTS (
                 SELECT FROM consent_record w
                 WHERE w.proof_id = g.proof_id AND w.purpose = g.purpose
                   AND w.recipient IN ('', t.recipient)
                   AND w.decision IN ('refused', 'withdrawn', 'objected') AND w.method <> 'signal'
-                  AND w.decided_at > g.decided_at AND w.decided_at <= span.begins_at))
-    """,
+                  AND (w.decided_at, w.decision_id, w.recipient <> '', true)
+                    > (g.decided_at, g.decision_id, g.recipient <> '', false)
+                  AND w.decided_at <= span.begins_at))
+    """.replace("$offered", _offered()),
     # R-C4: a failure means that the trigger for four eyes was gone for a time.
     "four_eyes_on_every_disclosure": """
         SELECT count(*) FROM consent_disclosure a

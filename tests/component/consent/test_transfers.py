@@ -1,18 +1,22 @@
 """Transfers and refusals as consent keeps them, on real PostgreSQL (R-E2, R-D5, R-D10, K3)."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import asyncpg
 import pytest
+from hypothesis import Phase, settings
+from hypothesis import given as given_examples
+from hypothesis import strategies as st
 
 from schemas import topics
 from schemas.consent import ConsentChoice, ConsentDecision, ConsentMethod, ConsentV1, Purpose
 from schemas.retention import DataKind, RetentionAction, RetentionOrderV1
 from schemas.transfer import TransferV1, TransferVerdict
 from services.chassis.ids import TimeOrderedIds
+from services.consent import catalogues, domain
 from services.consent.classification import TABLES
 from services.consent.handlers import on_consents
 from services.consent.transfer_store import INVARIANTS, ConsentStore
@@ -20,6 +24,7 @@ from services.consent.transfers import on_transfers
 from services.privacy import calendar
 from services.privacy.declare import by_day
 from services.privacy.executor import on_retention_orders
+from services.privacy.rules import Change, ConsentFacts
 from tests.support.bench import Bench, new_visitor_id, open_bench, received
 from tests.support.stack import World
 
@@ -186,15 +191,22 @@ async def test_an_erasure_takes_the_visitor_and_leaves_the_proof(bench):
     assert len(await links_of(bench, since)) == 1, "a new use"
 
 
-async def test_a_transfer_against_the_consent_is_a_violation(bench):
-    """K2, K3: needed at the event and at the sending; a withdrawal has five seconds to arrive."""
+K3 = "k3_no_transfer_against_consent"
+SECOND = timedelta(seconds=1)
+Said = tuple[ConsentDecision, datetime, str, str | None, UUID]
+"""What was decided, when, of which version, about whom (None = everybody), decision id."""
 
-    async def decide(visitor_id: UUID, decision: ConsentDecision, at: datetime) -> None:
+
+async def say(bench: Any, visitor_id: UUID, *said: Said) -> None:
+    """Let decisions about marketing arrive."""
+    for decision, at, version, recipient, decision_id in said:
         event = ConsentV1(
-            decision_id=IDS.new(),
+            decision_id=decision_id,
             visitor_id=visitor_id,
-            choices=(ConsentChoice(purpose=Purpose.MARKETING, decision=decision),),
-            catalogue_version="2026-11.1",
+            choices=(
+                ConsentChoice(purpose=Purpose.MARKETING, decision=decision, recipient=recipient),
+            ),
+            catalogue_version=version,
             wording_version="2026-11.1",
             language="de",
             method=ConsentMethod.BANNER,
@@ -202,21 +214,180 @@ async def test_a_transfer_against_the_consent_is_a_violation(bench):
         async with bench.transaction() as ctx:
             await on_consents(ctx, [received(topics.CONSENT, event, at)])
 
-    start, seconds = bench.now - timedelta(hours=1), timedelta(seconds=1)
-    visitor = new_visitor_id()
-    await decide(visitor, ConsentDecision.GIVEN, start)
-    await decide(visitor, ConsentDecision.WITHDRAWN, start + 60 * seconds)
 
-    async def judged(happened_at: datetime, asked_at: datetime) -> int:
-        before = await violations(bench)
-        event = transfer(asked_at, visitor, **ON_CONSENT, happened_at=happened_at)
-        await take(bench, event)
-        after = await violations(bench)
-        name = "k3_no_transfer_against_consent"
-        return after[name] - before[name]
+def given(
+    at: datetime, version: str = "2026-11.2", recipient: str | None = None, n: int | None = None
+) -> Said:
+    made = IDS.new() if n is None else decision_id_of(n)
+    return ConsentDecision.GIVEN, at, version, recipient, made
 
-    assert await judged(start, start) == 0
-    assert await judged(start + seconds, start + 59 * seconds) == 0
-    assert await judged(start + seconds, start + 64 * seconds) == 0, "under way"
-    assert await judged(start + seconds, start + 66 * seconds) == 1, "withdrawn before sending"
-    assert await judged(start - seconds, start + seconds) == 1, "given after the event"
+
+def withdrawn(at: datetime, recipient: str | None = None, n: int | None = None) -> Said:
+    made = IDS.new() if n is None else decision_id_of(n)
+    return ConsentDecision.WITHDRAWN, at, "2026-11.2", recipient, made
+
+
+def decision_id_of(n: int) -> UUID:
+    """Return an id that orders as `n` does, and is nobody else's."""
+    return UUID(int=(n << 120) | (IDS.new().int & ((1 << 120) - 1)))
+
+
+async def judged(
+    bench: Bench[ConsentStore],
+    visitor_id: UUID,
+    happened_at: datetime,
+    asked_at: datetime,
+    recipient: str = "ad-partner",
+) -> int:
+    """Return how many violations a permit adds."""
+    before = (await violations(bench))[K3]
+    facts = {**ON_CONSENT, "happened_at": happened_at, "recipient": recipient}
+    await take(bench, transfer(asked_at, visitor_id, **facts))
+    return (await violations(bench))[K3] - before
+
+
+async def test_a_transfer_against_the_consent_is_a_violation(bench):
+    """K2, K3: needed at the event and at the sending; a withdrawal has five seconds to arrive."""
+    start, visitor = bench.now - timedelta(hours=1), new_visitor_id()
+    await say(bench, visitor, given(start), withdrawn(start + 60 * SECOND))
+    for happened_s, asked_s, n_found, why in [
+        (0, 0, 0, "at once"),
+        (1, 59, 0, "in time"),
+        (1, 64, 0, "under way"),
+        (1, 66, 1, "withdrawn before sending"),
+        (-1, 1, 1, "given after the event"),
+    ]:
+        happened_at, asked_at = start + happened_s * SECOND, start + asked_s * SECOND
+        assert await judged(bench, visitor, happened_at, asked_at) == n_found, why
+
+
+async def test_a_permit_of_who_never_answered_is_a_violation(bench):
+    """K3: no answer is no consent; of who was erased nothing can be said any more."""
+    visitor, erased = new_visitor_id(), new_visitor_id()
+    assert await judged(bench, visitor, bench.now, bench.now) == 1
+    tomorrow = calendar.utc_date(bench.now) + timedelta(days=1)
+    await carry_out(
+        bench,
+        order(
+            bench, kind=DataKind.AD_USE, action=RetentionAction.ERASE, before_day=tomorrow,
+            visitor_ids=(erased,),
+        ),
+    )  # fmt: skip
+    assert await judged(bench, erased, bench.now, bench.now + SECOND) == 0
+
+
+async def test_a_permit_for_whom_the_version_shown_did_not_name_is_a_violation(bench):
+    """K3, ADR 0030: an agreement reaches whom it named, whatever a later version says."""
+    start = bench.now - timedelta(hours=1)
+    old, new, one = (new_visitor_id() for _ in range(3))
+    await say(bench, old, given(start, "2026-11.1"))
+    await say(bench, new, given(start))
+    await say(bench, one, given(start, recipient="adgrx-com"))
+    later = start + SECOND
+    assert await judged(bench, old, later, later) == 1
+    assert await judged(bench, old, later, later, "adgrx-com") == 0
+    assert await judged(bench, new, later, later) == 0
+    assert await judged(bench, new, later, later, "nobody-we-know") == 1
+    assert await judged(bench, one, later, later) == 1
+    assert await judged(bench, one, later, later, "adgrx-com") == 0
+
+
+async def test_of_one_instant_the_higher_decision_counts(bench):
+    """K2, K3: a denial of the same instant is not overlooked, nor wrongly held against anybody."""
+    start = bench.now - timedelta(hours=1)
+    denied, agreed = new_visitor_id(), new_visitor_id()
+    await say(bench, denied, given(start, n=1), withdrawn(start, n=2))
+    await say(bench, agreed, withdrawn(start, n=1), given(start, n=2))
+    later = start + 10 * SECOND
+    assert await judged(bench, denied, later, later) == 1
+    assert await judged(bench, agreed, later, later) == 0
+
+
+def facts_of(said: Sequence[Said], known_at: datetime) -> ConsentFacts:
+    """Return what a gate knows that has heard all of it."""
+    states = domain.states_of(
+        domain.Decision(
+            decision_id=decision_id,
+            purpose="marketing",
+            verdict=domain.Verdict(decision.value),
+            decided_at=at,
+            recipient=recipient,
+            named=catalogues.known().by_version[version].recipients["marketing"],
+        )
+        for decision, at, version, recipient, decision_id in said
+        if at <= known_at
+    )
+    return ConsentFacts(
+        is_fresh=True,
+        of_recipients={
+            ("marketing", recipient): tuple(
+                Change(at=c.at, in_force=c.verdict is domain.Verdict.GIVEN) for c in state.changes
+            )
+            for state in states
+            for recipient in (state.reaches if state.recipient is None else (state.recipient,))
+        },
+    )
+
+
+def permits(facts: ConsentFacts, recipient: str, happened_at: datetime, asked_at: datetime) -> bool:
+    """Whether the gate's pure rule finds the consent that it needs."""
+    return (
+        facts.in_force_at("marketing", recipient, happened_at)
+        and facts.is_last_word("marketing", recipient)
+        and facts.in_force_at("marketing", recipient, asked_at)
+    )
+
+
+RECIPIENTS = ("ad-partner", "adgrx-com")
+HISTORIES = st.lists(
+    st.tuples(
+        st.sampled_from([ConsentDecision.GIVEN, ConsentDecision.GIVEN, ConsentDecision.WITHDRAWN]),
+        st.integers(0, 30),
+        st.sampled_from(["2026-11.1", "2026-11.2"]),
+        st.sampled_from([None, None, "adgrx-com"]),
+        st.integers(1, 9),
+    ),
+    min_size=1,
+    max_size=4,
+)
+ASKED = st.tuples(st.sampled_from(RECIPIENTS), st.integers(0, 70), st.integers(0, 20))
+
+
+async def test_what_the_gate_permits_is_no_violation(bench):
+    """K3: histories of all kinds against the gate's pure rule; what it refuses is found.
+
+    A refusal is found unless it would have been a permit some seconds ago, when the gate need not
+    have known of the last word.
+    """
+    start = bench.now - timedelta(hours=1)
+    examples: list[tuple[Any, Any]] = []
+
+    @settings(max_examples=40, deadline=None, database=None, phases=[Phase.generate])
+    @given_examples(HISTORIES, ASKED)
+    def collect(history: Any, asked: Any) -> None:
+        examples.append((history, asked))
+
+    collect()
+    n_legal = n_found = 0
+    for history, (recipient, happened_s, delay_s) in examples:
+        said = [
+            (decision, start + at_s * SECOND, version, who, decision_id_of(n))
+            for decision, at_s, version, who, n in history
+        ]
+        visitor = new_visitor_id()
+        await say(bench, visitor, *said)
+        happened_at = start + happened_s * SECOND
+        asked_at = happened_at + delay_s * SECOND
+        found = await judged(bench, visitor, happened_at, asked_at, recipient)
+        heard = [
+            permits(facts_of(said, asked_at - late * SECOND), recipient, happened_at, asked_at)
+            for late in range(6)
+        ]
+        if heard[0]:
+            n_legal += 1
+            assert found == 0, (history, recipient, happened_s, delay_s)
+        elif not any(heard) and happened_s > 36:
+            n_found += found
+            assert found == 1, (history, recipient, happened_s, delay_s)
+    assert n_legal, "no example was legal"
+    assert n_found, "no example was a violation"
