@@ -23,6 +23,7 @@ from services.privacy.chain import SigningKeys
 from services.privacy.declare import by_day
 from services.privacy.erased import unless_erased
 from services.privacy.executor import Executor, Hooks
+from services.privacy.recorder import OutboxRecorder
 from services.privacy.registers import Registers
 from services.privacy.rules import NOTHING_KNOWN, RuleBook
 from services.privacy.waiting import retry_waiting_orders
@@ -74,7 +75,7 @@ def build(settings: Settings | None = None, carrier: CallBackend | None = None) 
         carrier or SipBackend(_trunk(settings), clock.now),
         settings,
         CallMetrics(registry),
-        NumberGate(rules, clock),
+        NumberGate(rules, clock, OutboxRecorder(service.transaction)),
     )
     service.task("switch", switch.run)
     service.task("orders", lambda: service.weatherproof("orders", switch.take_orders))

@@ -253,7 +253,7 @@ async def dial_of(call_id: UUID, numbers: Cleared, limits: DialLimits, now: date
     """Take the numbers, for a back end that dials at once: the one way to a `Dial` (R-E2).
 
     Raises:
-        StaleError: cleared too long ago, or refused by now.
+        StaleError: cleared too long ago, or not permitted any more.
         ValueError: cleared for others or taken before, or no two numbers in E.164.
     """
     found = json.loads(await numbers.take(RECIPIENT, now))

@@ -253,9 +253,11 @@ class Switch:
         )
         try:
             await self._backend.dial(call.call_id, numbers, limits)
-        except ValueError as error:
+        except Exception as error:
             # ours by the table and not here: the next look for orphans ends it
             self._held.discard(call.call_id)
+            if not (isinstance(error, ValueError) or errors.is_transient(error)):
+                raise
             logs.get().warning("not dialled", call_id=str(call.call_id), **logs.describe(error))
 
     async def _end_undialled(self, ctx: Context[Store], call: Call, reason: str) -> None:

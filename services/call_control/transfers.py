@@ -14,7 +14,7 @@ from services.call_control.store import Call, Store
 from services.chassis.clock import Clock
 from services.chassis.context import Context
 from services.privacy.declare import Purpose
-from services.privacy.gate import Cleared, Gate, Request, Rules, Verdict
+from services.privacy.gate import Cleared, Gate, Recorder, Request, Rules, Verdict
 from services.privacy.recorder import to_event
 
 REASON_NOT_PERMITTED = "transfer_not_permitted"
@@ -24,8 +24,9 @@ REASON_NOT_PERMITTED = "transfer_not_permitted"
 class NumberGate:
     """Clears the numbers of calls."""
 
-    def __init__(self, rules: Rules, clock: Clock) -> None:
-        """Take the rules of the gate."""
+    def __init__(self, rules: Rules, clock: Clock, late: Recorder) -> None:
+        """Take the rules of the gate, and what keeps refusals after the call was taken."""
+        self._late = late
         self._rules = rules
         self._clock = clock
 
@@ -54,7 +55,8 @@ class NumberGate:
             happened_at=call.requested_at,
             country=domain.COUNTRY,
         )
-        (found,) = await Gate(record, self._clock, rules=self._rules).clear_many([request])
+        gate = Gate(record, self._clock, rules=self._rules, late=self._late)
+        (found,) = await gate.clear_many([request])
         # a call needs both: one of them alone reaches nobody
         if not isinstance(found, Cleared) or found.fields != request.payload.keys():
             return None

@@ -111,7 +111,7 @@ def _make_partner_ads(
         service.clock,
         rules=RuleBook(registers.current, consents.facts_of),
     )
-    return PartnerAds(settings.partner_tag_url, gate)
+    return PartnerAds(settings.partner_tag_url, gate, service.clock)
 
 
 def make_reads(settings: Settings, metrics: Metrics) -> Reads:

@@ -13,8 +13,9 @@ from uuid import UUID
 from pydantic import JsonValue
 
 from services.chassis import errors
+from services.chassis.clock import Clock
 from services.privacy.declare import Purpose
-from services.privacy.gate import Cleared, Gate, Request
+from services.privacy.gate import Cleared, Gate, Refusal, Request, StaleError
 
 TAG_LOADER = "s-vi-serve-com"
 EXCHANGES = ("stickyadstv-com", "amazon-adsystem-com", "adgrx-com")
@@ -35,8 +36,9 @@ class Leave:
 class PartnerAds:
     """Gives leave, or none."""
 
-    def __init__(self, tag_url: str, gate: Gate) -> None:
+    def __init__(self, tag_url: str, gate: Gate, clock: Clock) -> None:
         """Take the tag's address and the gate."""
+        self._clock = clock
         self._tag_url = tag_url
         self._gate = gate
 
@@ -64,13 +66,23 @@ class PartnerAds:
             found = await self._gate.clear_many(
                 [request(name, Purpose.PERSONALISED_ADVERTISING) for name in EXCHANGES]
             )
-        except errors.Transient:
-            return None
-        return Leave(
-            tag_url=self._tag_url,
-            personalised=tuple(
+            # recording takes a moment: who withdrew meanwhile is heard before the page is answered
+            personalised = [
                 name
                 for name, answer in zip(EXCHANGES, found, strict=True)
-                if isinstance(answer, Cleared)
-            ),
-        )
+                if await self._goes(name, answer)
+            ]
+            if not await self._goes(TAG_LOADER, tag):
+                return None
+        except errors.Transient:
+            return None
+        return Leave(tag_url=self._tag_url, personalised=tuple(personalised))
+
+    async def _goes(self, recipient: str, answer: Cleared | Refusal) -> bool:
+        if not isinstance(answer, Cleared):
+            return False
+        try:
+            await answer.take(recipient, self._clock.now())
+        except StaleError:
+            return False
+        return True

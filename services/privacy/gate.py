@@ -7,7 +7,7 @@ out. Rules that cannot decide refuse. The rules are in `rules.py`, over the regi
 """
 
 import json
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -21,7 +21,7 @@ from services.chassis.clock import Clock
 from services.privacy.declare import LegalBasis, Purpose
 
 CLEARED_AGE_MAX = timedelta(seconds=10)
-"""What was cleared and not sent by then must ask anew, with a record of its own."""
+"""What was cleared and not sent must ask anew: consent is needed at the moment of sending."""
 _SEAL = object()
 
 
@@ -138,23 +138,29 @@ async def refuse_everything(question: Question) -> Verdict:
 
 
 class StaleError(ValueError):
-    """What was cleared may not go any more: whoever still wants to send it asks the gate again.
+    """What was cleared was not sent in time: whoever still wants to send it asks the gate again."""
 
-    It was not sent in time, or the rules refuse it by now: a consent was withdrawn meanwhile.
-    """
+
+class NotPermittedError(StaleError):
+    """What was cleared may not go any more; the refusal is recorded."""
+
+
+AskAgain = Callable[[Permit, datetime], Awaitable[None]]
+"""Asks the rules about a permit at the moment of sending; raises NotPermittedError."""
 
 
 @final
 class Cleared:
     """A payload that may be sent, once, now. Made by the gate only; senders accept nothing else."""
 
-    __slots__ = ("_body", "_is_taken", "_permit", "_rules")
+    __slots__ = ("_ask_again", "_body", "_is_taken", "_permit")
 
-    def __init__(self, permit: Permit, body: bytes, rules: Rules, seal: object) -> None:
+    def __init__(self, permit: Permit, body: bytes, ask_again: AskAgain, seal: object) -> None:
         """Take what the gate found; whoever has no seal is not the gate."""
         if seal is not _SEAL:
             raise TypeError("only the gate clears a payload")
-        self._permit, self._body, self._rules, self._is_taken = permit, body, rules, False
+        self._permit, self._body, self._is_taken = permit, body, False
+        self._ask_again = ask_again
 
     @override
     def __init_subclass__(cls) -> None:
@@ -172,16 +178,19 @@ class Cleared:
     async def take(self, recipient: str, now: datetime) -> bytes:
         """Return the JSON text to send, with the permitted fields and no others.
 
-        The rules are asked once more, from memory: consent is needed at the moment of sending, and
-        it may have been withdrawn while the verdict was being recorded.
+        The rules are asked once more, by what is known now: who has withdrawn since it was cleared
+        is heard. What remains is the way of a withdrawal to this process, and of the text to the
+        recipient: send it at once.
 
         Args:
             recipient: whom the sender is about to send it to.
             now: the sender's instant.
 
         Raises:
-            StaleError: cleared too long ago, or refused by now; the next ask records why.
+            StaleError: cleared too long ago.
+            NotPermittedError: it may not go any more.
             ValueError: cleared for somebody else, or sent already.
+            Whatever the rules or the recorder raise: nothing is handed out.
         """
         if recipient != self._permit.question.recipient:
             raise ValueError("cleared for another recipient")
@@ -189,10 +198,8 @@ class Cleared:
             raise StaleError("cleared too long ago: ask the gate again")
         if self._is_taken:
             raise ValueError("sent already: ask the gate again")
-        self._is_taken = True
-        again = await self._rules(replace(self._permit.question, asked_at=now))
-        if isinstance(again, Refusal) or not self._permit.fields <= again.fields:
-            raise StaleError("refused by now: ask the gate again")
+        self._is_taken = True  # before anything is awaited: nobody takes it meanwhile
+        await self._ask_again(self._permit, now)
         return self._body
 
 
@@ -224,10 +231,20 @@ class Gate:
     """Asks, cuts, records, and only then hands out."""
 
     def __init__(
-        self, recorder: Recorder, clock: Clock, *, rules: Rules = refuse_everything
+        self,
+        recorder: Recorder,
+        clock: Clock,
+        *,
+        rules: Rules = refuse_everything,
+        late: Recorder | None = None,
     ) -> None:
-        """Take the parts."""
+        """Take the parts.
+
+        Args:
+            late: keeps refusals at the moment of sending, where `recorder` can no longer.
+        """
         self._recorder = recorder
+        self._late = late or recorder
         self._clock = clock
         self._rules = rules
 
@@ -267,9 +284,25 @@ class Gate:
         judged = [await self._judge(request, asked_at) for request in requests]
         await self._recorder([verdict for verdict, _ in judged])
         return [
-            Cleared(verdict, body, self._rules, _SEAL) if isinstance(verdict, Permit) else verdict
+            Cleared(verdict, body, self._ask_again, _SEAL)
+            if isinstance(verdict, Permit)
+            else verdict
             for verdict, body in judged
         ]
+
+    async def _ask_again(self, permit: Permit, now: datetime) -> None:
+        question = replace(permit.question, fields=permit.fields, asked_at=now)
+        verdict = await self._rules(question)
+        assert verdict.question == question, "an answer to something else"
+        if isinstance(verdict, Permit) and not permit.fields <= verdict.fields:
+            verdict = Refusal(
+                question=question,
+                reason=RefusalReason.NO_FIELD_ALLOWED,
+                register_version=verdict.register_version,
+            )
+        if isinstance(verdict, Refusal):
+            await self._late([verdict])
+            raise NotPermittedError("may not go any more: ask the gate again")
 
     async def _judge(self, request: Request, asked_at: datetime) -> tuple[Verdict, bytes]:
         question = request.question(asked_at)

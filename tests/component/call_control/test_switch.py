@@ -57,6 +57,7 @@ from services.privacy.gate import (
     ThirdCountryGround,
     Verdict,
 )
+from services.privacy.recorder import OutboxRecorder
 from services.privacy.rules import NOTHING_KNOWN, RuleBook, always
 from tests.support.bench import IDS, new_visitor_id, received
 from tests.support.eventually import eventually
@@ -132,7 +133,7 @@ class Process:
         self.rules: Rules = RuleBook(
             always(recipients.load()), lambda _visitor_id, _now: NOTHING_KNOWN
         )
-        gate = NumberGate(self._ask, self.clock)
+        gate = NumberGate(self._ask, self.clock, OutboxRecorder(self.service.transaction))
         self.switch = Switch(self.service, self.backend, settings, CallMetrics(self.registry), gate)
         self.handlers = Handlers(Limits(talk_max_ms=60_000, lease_ms=600_000, request_age_max_s=60))
         self.running: asyncio.Task[None] | None = None
@@ -381,6 +382,29 @@ async def test_what_the_gate_does_not_clear_is_not_dialled(process, allowed):
     assert len(await process.transfers(row["visitor_id"])) == 1
     assert process.switch._held == set()
     await process.assert_invariants()
+
+
+async def test_who_may_not_be_told_any_more_is_not_dialled(process):
+    """R-E2, K3, C3: the register changed between the commit and the dialling: refused, recorded."""
+    permit = process.rules
+    n_asked = 0
+
+    async def rules(question: Question) -> Verdict:
+        nonlocal n_asked
+        n_asked += 1
+        if n_asked == 1:
+            return await permit(question)
+        return Refusal(question=question, reason=RefusalReason.RECIPIENT_NOT_VALID)
+
+    process.rules = rules
+    call_id = await process.reserved_call()
+    await process.take_orders()
+    assert process.sent(Dial, call_id) == []
+    await process.look_for_orphans()
+    row = await process.reaches(call_id, "ended")
+    told = await process.transfers(row["visitor_id"])
+    assert sorted(event.verdict.value for event in told) == ["permitted", "refused"]
+    assert len(await process.ends(call_id)) == 1
 
 
 async def test_what_was_cleared_too_long_ago_is_not_dialled(process):

@@ -219,7 +219,9 @@ class Gateway:
                 metrics=metrics,
                 ads=ADS,
                 media_by_name=MEDIA,
-                partner=None if rules is None else PartnerAds(partner_tag_url, self._gate(rules)),
+                partner=None
+                if rules is None
+                else PartnerAds(partner_tag_url, self._gate(rules), self.clock),
             )
         )
 

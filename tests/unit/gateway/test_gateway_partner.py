@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from schemas.transfer import TransferV1
+from services.privacy.gate import Question, Verdict
 from services.privacy.recipients import FILE, load, parse
 from services.privacy.rules import Change, ConsentFacts, RuleBook, always
 from tests.unit.gateway.support import NOW, PEER, Gateway
@@ -73,6 +74,25 @@ async def test_with_consent_those_may_be_told_whose_country_allows_it():
     partner, events, _ = await take(Gateway(rules=opened, partner_tag_url=TAG))
     assert partner == {"tag_url": TAG, "personalised": ["stickyadstv-com", "adgrx-com"]}
     assert said(events)["amazon-adsystem-com"] == "country_not_allowed"
+
+
+async def test_who_withdraws_while_it_is_recorded_is_heard():
+    """K2, R-E2: the page has its answer only after the gate was asked once more."""
+    consenting, withdrawn = (
+        rules(("s-vi-serve-com",), has_consent=has_consent) for has_consent in (True, False)
+    )
+    n_asked = 0
+
+    async def change(question: Question) -> Verdict:
+        nonlocal n_asked
+        n_asked += 1
+        # the tag and three exchanges are asked about first
+        return await (consenting if n_asked <= 4 else withdrawn)(question)
+
+    partner, events, _ = await take(Gateway(rules=change, partner_tag_url=TAG))
+    assert partner == {"tag_url": TAG, "personalised": []}
+    of_one = [e.reason for e in events if e.recipient == "stickyadstv-com"]
+    assert of_one == [None, "no_consent_then"]
 
 
 async def test_what_cannot_be_recorded_is_not_allowed():

@@ -1,5 +1,6 @@
 """The transfer gate: what leaves is what a rule permitted, and it was recorded before (R-E2)."""
 
+import asyncio
 import copy
 import json
 from collections.abc import Sequence
@@ -21,7 +22,6 @@ from services.privacy.gate import (
     Question,
     Refusal,
     RefusalReason,
-    StaleError,
     ThirdCountryGround,
     Verdict,
     cut,
@@ -75,9 +75,11 @@ def permitting(*fields: str) -> gate.Rules:
 
 
 async def clear(
-    recorder: gate.Recorder, payload: dict[str, Any] = PAYLOAD, **rules: gate.Rules
+    recorder: gate.Recorder,
+    payload: dict[str, Any] = PAYLOAD,
+    rules: gate.Rules = gate.refuse_everything,
 ) -> Cleared | Refusal:
-    return await Gate(recorder, Clock(), **rules).clear(
+    return await Gate(recorder, Clock(), rules=rules).clear(
         payload,
         recipient="ad-partner",
         purpose=Purpose.AD_SETTLEMENT,
@@ -202,6 +204,10 @@ async def test_a_field_added_while_the_rules_decide_is_cut():
     assert json.loads(await found.take("ad-partner", NOW)) == {"address": "203.0.113.7"}
 
 
+async def never(permit: Permit, now: datetime) -> None:
+    raise AssertionError
+
+
 def test_nobody_but_the_gate_makes_a_cleared_payload():
     """R-E2: a permit alone is not enough to send."""
     question = Question(
@@ -220,7 +226,7 @@ def test_nobody_but_the_gate_makes_a_cleared_payload():
     )
     for seal in (None, object(), permit):
         with pytest.raises(TypeError, match="only the gate"):
-            Cleared(permit, b"{}", permitting("address"), seal)
+            Cleared(permit, b"{}", never, seal)
     with pytest.raises(TypeError, match="one class"):
         type("Mine", (Cleared,), {})
 
@@ -241,24 +247,66 @@ async def test_what_was_cleared_goes_to_its_recipient_once_and_soon():
         await found.take("ad-partner", NOW)
 
 
-@pytest.mark.parametrize("left", [(), ("id",)])
-async def test_what_is_refused_by_now_does_not_go_though_it_was_cleared(left):
-    """R-E2, R-F3, K3: withdrawn while the permit was being recorded; less permitted is as bad."""
-    rules = [permitting("address", "id"), permitting(*left) if left else gate.refuse_everything]
-    asked: list[datetime] = []
+@pytest.mark.parametrize("fields_now", [(), ("kind",)])
+async def test_what_may_not_go_any_more_is_not_handed_out_and_that_is_recorded(fields_now):
+    """K2, K3, R-E2: who withdraws between the clearing and the sending is heard."""
+    recorder = Recorder()
+    now = NOW + timedelta(seconds=3)
 
-    async def changing(question: Question) -> Verdict:
-        asked.append(question.asked_at)
-        return await rules[min(len(asked), len(rules)) - 1](question)
+    async def rules(question: Question) -> Verdict:
+        if question.asked_at == NOW:
+            return await permitting("address")(question)
+        if fields_now:
+            return await permitting(*fields_now)(question)
+        return Refusal(question=question, reason=RefusalReason.NO_CONSENT_NOW)
 
-    found = await clear(Recorder(), {"address": "203.0.113.7", "id": "v"}, rules=changing)
+    found = await clear(recorder, rules=rules)
     assert isinstance(found, Cleared)
-    now = NOW + timedelta(seconds=1)
-    with pytest.raises(StaleError, match="by now"):
+    with pytest.raises(gate.NotPermittedError):
         await found.take("ad-partner", now)
-    assert asked == [NOW, now], "at the instant of sending"
+    permit, refusal = recorder.verdicts
+    assert isinstance(permit, Permit)
+    assert isinstance(refusal, Refusal)
+    assert (refusal.question.asked_at, refusal.question.fields) == (now, frozenset({"address"}))
     with pytest.raises(ValueError, match="sent already"):
-        await found.take("ad-partner", now)
+        await found.take("ad-partner", NOW)
+
+
+async def test_a_late_refusal_that_cannot_be_recorded_hands_nothing_out():
+    """K3: nor does an error of the rules at that moment."""
+
+    async def rules(question: Question) -> Verdict:
+        if question.asked_at == NOW:
+            return await permitting("address")(question)
+        return Refusal(question=question, reason=RefusalReason.NO_CONSENT_NOW)
+
+    asked = Gate(Recorder(), Clock(), rules=rules, late=broken_recorder)
+    found = await asked.clear(
+        PAYLOAD, recipient="r", purpose=Purpose.CALL, visitor_id=None, happened_at=NOW
+    )
+    assert isinstance(found, Cleared)
+    with pytest.raises(ConnectionError):
+        await found.take("r", NOW + timedelta(seconds=1))
+
+
+async def test_two_who_take_the_same_get_it_once():
+    """R-E2: asking again waits, and nobody takes it meanwhile."""
+    asked = asyncio.Event()
+
+    async def rules(question: Question) -> Verdict:
+        if question.asked_at != NOW:
+            await asked.wait()
+        return await permitting("address")(question)
+
+    found = await clear(Recorder(), rules=rules)
+    assert isinstance(found, Cleared)
+    later = NOW + timedelta(seconds=1)
+    first = asyncio.create_task(found.take("ad-partner", later))
+    await asyncio.sleep(0)
+    with pytest.raises(ValueError, match="sent already"):
+        await found.take("ad-partner", later)
+    asked.set()
+    assert await first
 
 
 @pytest.mark.parametrize(
