@@ -1,6 +1,6 @@
-"""What staff types about transfers: disclosures to authorities, who received what, who looked.
+"""What staff types about transfers: disclosures to authorities, and who received what.
 
-`disclose propose|approve|list`, `transfers`, `accesses`. A disclosure needs two persons (R-C4):
+`disclose propose|approve|list`, `transfers`. A disclosure needs two persons (R-C4):
 what one proposes another approves, and the database refuses the same one. What is told itself is
 taken from the services that have it; here stand its extent, its ground and who answers for it.
 """
@@ -12,7 +12,7 @@ import secrets
 import sys
 from collections.abc import Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager
-from datetime import UTC, datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -67,11 +67,6 @@ async def transfers(arguments: Sequence[str]) -> int:
     return await guarded(_transfers(Desk.load(), _parse_transfers(arguments)))
 
 
-async def accesses(arguments: Sequence[str]) -> int:
-    """`accesses`: who of the staff read what, and why; for the data-protection officer (R-C5)."""
-    return await guarded(_accesses(Desk.load(), _parse_accesses(arguments)))
-
-
 async def guarded(act: Awaitable[Any]) -> int:
     """Print what a command found as JSON; 2 and one sentence where it is refused."""
     try:
@@ -84,7 +79,7 @@ async def guarded(act: Awaitable[Any]) -> int:
 
 
 def _text(value: object) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)
+    return value.isoformat() if isinstance(value, date) else str(value)
 
 
 def _parse_disclose(arguments: Sequence[str]) -> argparse.Namespace:
@@ -95,6 +90,9 @@ def _parse_disclose(arguments: Sequence[str]) -> argparse.Namespace:
     propose.add_argument("--authority", required=True, help="its name and seat")
     propose.add_argument("--ground", required=True, help="the law: § 100g StPO, § 174 TKG")
     propose.add_argument("--fields", required=True, help="address,viewed_at")
+    propose.add_argument("--from-day", required=True, type=date.fromisoformat, help="2026-11-20")
+    propose.add_argument("--to-day", required=True, type=date.fromisoformat)
+    propose.add_argument("--persons", dest="n_persons", required=True, type=int, help="how many")
     propose.add_argument("--reference", required=True, help="the authority's; kept as a hash")
     approve = steps.add_parser("approve", help="by a second person")
     approve.add_argument("--as", dest="staff_id", required=True)
@@ -109,15 +107,6 @@ def _parse_transfers(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--as", dest="staff_id", required=True)
     parser.add_argument("--reason", required=True, type=Reason, choices=list(Reason))
     parser.add_argument("--case", dest="case_number", help="AUSK-2026-17")
-    return parser.parse_args(arguments)
-
-
-def _parse_accesses(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m services.consent accesses")
-    start = datetime(1970, 1, 1, tzinfo=UTC)
-    parser.add_argument(
-        "--since", type=datetime.fromisoformat, default=start, help="2026-11-01T00:00:00Z"
-    )
     return parser.parse_args(arguments)
 
 
@@ -169,6 +158,10 @@ async def _propose(desk: Desk, asked: argparse.Namespace) -> Any:
     for text in (asked.authority, asked.ground, asked.reference):
         if not 1 <= len(text.strip()) <= _TEXT_MAX:
             raise RefusedError(f"authority, ground and reference have 1 to {_TEXT_MAX} characters")
+    if asked.n_persons < 1:
+        raise RefusedError("--persons is 1 at least: a disclosure is about somebody")
+    if not asked.from_day <= asked.to_day <= berlin_date(desk.clock.now()):
+        raise RefusedError("--from-day is not after --to-day, and that is not after today")
     async with desk.transaction() as ctx:
         _permit(_judge(fields, ctx.now))
         salt = secrets.token_bytes(16)
@@ -179,6 +172,9 @@ async def _propose(desk: Desk, asked: argparse.Namespace) -> Any:
             authority=asked.authority.strip(),
             legal_ground=asked.ground.strip(),
             fields=fields,
+            from_day=asked.from_day,
+            to_day=asked.to_day,
+            n_persons=asked.n_persons,
             reference_salt=salt,
             reference_hash=hashlib.sha256(salt + asked.reference.strip().encode()).digest(),
             stated_at=ctx.now,
@@ -199,17 +195,20 @@ async def _approve(desk: Desk, staff_id: str, disclosure_id: UUID) -> Any:
         if await store.is_approved(disclosure_id):
             raise RefusedError("it is approved already")
         permit = _permit(_judge(proposal.fields, ctx.now))
+        event = to_event(permit, ctx.ids.new())
         try:
-            await store.approve(proposal, staff_id, ctx.now)
+            await store.approve(proposal, staff_id, ctx.now, event.transfer_id)
         except asyncpg.CheckViolationError:
             raise RefusedError("a second person must approve it, not who proposed it") from None
-        event = to_event(permit, ctx.ids.new())
         await store.save([to_row(event, DECLARATION.name, ctx.now)])
     return {
         "disclosure_id": disclosure_id,
         "step": "approved",
         "transfer_id": event.transfer_id,
         "fields": list(event.fields),
+        "from_day": proposal.from_day,
+        "to_day": proposal.to_day,
+        "n_persons": proposal.n_persons,
     }
 
 
@@ -247,8 +246,3 @@ async def _transfers(desk: Desk, asked: argparse.Namespace) -> Any:
         found = await ctx.store.transfers.of_visitor(asked.visitor_id)
         reading.count(len(found))
     return found
-
-
-async def _accesses(desk: Desk, asked: argparse.Namespace) -> Any:
-    async with desk.transaction() as ctx:
-        return await ctx.store.transfers.accesses(asked.since)

@@ -11,7 +11,6 @@ from services.consent.catalogues import Catalogues, known
 from services.consent.store import Store
 
 DISCLOSURES_MAX = 1_000
-ACCESSES_MAX = 10_000
 TRANSFERS_MAX = 1_000
 
 # Who is not linked to a proof never answered, unless something took the link: an erasure, a
@@ -112,7 +111,12 @@ class Transfer:
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """What somebody wants to tell an authority."""
+    """What somebody wants to tell an authority.
+
+    Attributes:
+        from_day: first day (Berlin) of what is told, as `to_day` is the last.
+        n_persons: about how many; who they are stands nowhere here (D4).
+    """
 
     disclosure_id: UUID
     proposed_on: date
@@ -120,6 +124,9 @@ class Proposal:
     authority: str
     legal_ground: str
     fields: tuple[str, ...]
+    from_day: date | None
+    to_day: date | None
+    n_persons: int | None
     reference_salt: bytes
     reference_hash: bytes
     stated_at: datetime
@@ -209,12 +216,14 @@ class TransferStore:
         await self._connection.execute(
             """
             INSERT INTO consent_disclosure (proposed_on, disclosure_id, step, staff_id, authority,
-                legal_ground, fields, reference_salt, reference_hash, stated_at)
-            VALUES ($1, $2, 'proposed', $3, $4, $5, $6, $7, $8, $9)
+                legal_ground, fields, reference_salt, reference_hash, stated_at, from_day, to_day,
+                n_persons)
+            VALUES ($1, $2, 'proposed', $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
             """,
             proposal.proposed_on, proposal.disclosure_id, proposal.staff_id, proposal.authority,
             proposal.legal_ground, list(proposal.fields), proposal.reference_salt,
-            proposal.reference_hash, proposal.stated_at,
+            proposal.reference_hash, proposal.stated_at, proposal.from_day, proposal.to_day,
+            proposal.n_persons,
         )  # fmt: skip
 
     async def proposal(self, disclosure_id: UUID) -> Proposal | None:
@@ -235,6 +244,9 @@ class TransferStore:
             authority=row["authority"],
             legal_ground=row["legal_ground"],
             fields=tuple(row["fields"]),
+            from_day=row["from_day"],
+            to_day=row["to_day"],
+            n_persons=row["n_persons"],
             reference_salt=row["reference_salt"],
             reference_hash=row["reference_hash"],
             stated_at=row["stated_at"],
@@ -249,8 +261,13 @@ class TransferStore:
         )
         return bool(found)
 
-    async def approve(self, proposal: Proposal, staff_id: str, at: datetime) -> None:
+    async def approve(
+        self, proposal: Proposal, staff_id: str, at: datetime, transfer_id: UUID
+    ) -> None:
         """Append the approval; the database refuses one by who proposed (R-C4).
+
+        Args:
+            transfer_id: of what is told by it.
 
         Raises:
             asyncpg.CheckViolationError: it is the same person.
@@ -258,10 +275,11 @@ class TransferStore:
         """
         await self._connection.execute(
             """
-            INSERT INTO consent_disclosure (proposed_on, disclosure_id, step, staff_id, stated_at)
-            VALUES ($1, $2, 'approved', $3, $4)
+            INSERT INTO consent_disclosure (proposed_on, disclosure_id, step, staff_id, stated_at,
+                transfer_id)
+            VALUES ($1, $2, 'approved', $3, $4, $5)
             """,
-            proposal.proposed_on, proposal.disclosure_id, staff_id, at,
+            proposal.proposed_on, proposal.disclosure_id, staff_id, at, transfer_id,
         )  # fmt: skip
 
     async def disclosures(self) -> list[dict[str, Any]]:
@@ -269,8 +287,8 @@ class TransferStore:
         rows = await self._connection.fetch(
             """
             SELECT p.disclosure_id, p.stated_at AS proposed_at, p.staff_id AS proposed_by,
-                p.authority, p.legal_ground, p.fields, a.stated_at AS approved_at,
-                a.staff_id AS approved_by
+                p.authority, p.legal_ground, p.fields, p.from_day, p.to_day, p.n_persons,
+                a.stated_at AS approved_at, a.staff_id AS approved_by, a.transfer_id
             FROM consent_disclosure p
             LEFT JOIN consent_disclosure a
                 ON (a.proposed_on, a.disclosure_id) = (p.proposed_on, p.disclosure_id)
@@ -278,25 +296,6 @@ class TransferStore:
             WHERE p.step = 'proposed' ORDER BY p.stated_at DESC, p.disclosure_id LIMIT $1
             """,
             DISCLOSURES_MAX,
-        )
-        return [dict(row) for row in rows]
-
-    # ------------------------------------------------------------------ access log
-
-    async def accesses(self, since: datetime) -> list[dict[str, Any]]:
-        """Return who of the staff read what, and why, newest first; nobody whom it was about."""
-        rows = await self._connection.fetch(
-            """
-            SELECT b.accessed_at, b.staff_id, b.reason, b.case_number, b.kind, b.subject, a.n_rows
-            FROM access_log b
-            LEFT JOIN access_log a
-                ON (a.accessed_on, a.access_id) = (b.accessed_on, b.access_id)
-                    AND a.step = 'answered'
-            WHERE b.step = 'begun' AND b.accessed_at >= $1
-            ORDER BY b.accessed_at DESC, b.access_id LIMIT $2
-            """,
-            since,
-            ACCESSES_MAX,
         )
         return [dict(row) for row in rows]
 

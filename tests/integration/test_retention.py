@@ -353,6 +353,19 @@ async def test_every_metric_of_retention_moves(world):
         await tasks.sweep()
         await tasks.watch_topics()
         await tasks.watch_bytes()
+        (order,) = await query(
+            world,
+            "retention",
+            "SELECT order_id, expected[1] AS holder FROM retention_order"
+            " WHERE cardinality(expected) > 1 LIMIT 1",
+        )
+        waive = ("order", "waive", str(order["order_id"]), "--holder", order["holder"])
+        code, out = await run(world, (*waive, "--reason", "decommissioned", "--by", "staff-1"))
+        assert (code, "waived" in out) == (0, True), out
+        code, out = await run(world, (*waive, "--by", "staff-1"))
+        assert code == 2, "the same person"
+        code, out = await run(world, (*waive, "--by", "staff-2"))
+        assert code == 0, out
         await tasks.watch_orders()
     finally:
         await service._close()
@@ -360,6 +373,7 @@ async def test_every_metric_of_retention_moves(world):
     ends = registry.get_sample_value("retention_threat_level_ends_timestamp_seconds")
     assert ends is not None
     assert timedelta(days=290) < datetime.fromtimestamp(ends, UTC) - CLOCK.now()
+    assert registry.get_sample_value("retention_answers_waived") == 1
     assert registry.get_sample_value("retention_orders_open") == 6
     assert registry.get_sample_value("retention_orders_overdue") == 6
 

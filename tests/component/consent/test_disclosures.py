@@ -22,6 +22,7 @@ REFERENCE = "31 Js 4711/26"
 PROPOSE = (
     "disclose", "propose", "--as", "staff-1", "--authority", "Staatsanwaltschaft Berlin",
     "--ground", "§ 100g StPO", "--fields", "address,viewed_at", "--reference", REFERENCE,
+    "--from-day", "2026-11-20", "--to-day", "2026-11-22", "--persons", "2",
 )  # fmt: skip
 
 
@@ -74,6 +75,10 @@ async def test_two_persons_disclose_and_it_is_recorded_as_a_transfer(shell, owne
         "Staatsanwaltschaft Berlin",
         "§ 100g StPO",
     )
+    assert (entry["from_day"], entry["to_day"], entry["n_persons"]) == (
+        "2026-11-20", "2026-11-22", 2,
+    )  # fmt: skip
+    assert entry["transfer_id"] == approved.answer["transfer_id"], "what came of it"
     stored = await owner.fetch("SELECT c::text FROM consent_disclosure c")
     assert REFERENCE not in str(stored) + listed.out
     for sql in INVARIANTS.values():
@@ -87,6 +92,9 @@ async def test_two_persons_disclose_and_it_is_recorded_as_a_transfer(shell, owne
         ({"--fields": "name"}, "no_field_allowed"),
         ({"--ground": " "}, "have 1 to 200 characters"),
         ({"--as": "staff-9"}, "not in CONSENT_STAFF"),
+        ({"--persons": "0"}, "about somebody"),
+        ({"--from-day": "2026-11-23"}, "not after --to-day"),
+        ({"--to-day": "2999-01-01"}, "not after today"),
     ],
 )
 async def test_what_may_not_be_disclosed_is_not_proposed(shell, changed, said):
@@ -111,6 +119,11 @@ async def test_the_database_knows_four_eyes_by_itself(shell, world):
         for approved in (id_, UUID("019aabcd-1234-7abc-8def-0123456789ab")):
             with pytest.raises(asyncpg.CheckViolationError, match="second person"):
                 await connection.execute(sql, approved, id_)
+        extent = """INSERT INTO consent_disclosure SELECT (jsonb_populate_record(c,
+            '{"disclosure_id": "019aabcd-1234-7abc-8def-0123456789ab", "n_persons": 0}')).*
+            FROM consent_disclosure c WHERE disclosure_id = $1"""
+        with pytest.raises(asyncpg.CheckViolationError, match="extent"):
+            await connection.execute(extent, id_)
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await connection.execute("UPDATE consent_disclosure SET staff_id = 'staff-7'")
     finally:
