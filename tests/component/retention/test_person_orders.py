@@ -44,7 +44,9 @@ BERT = "staff-2"
 
 @pytest.fixture
 async def bench(world: World) -> AsyncIterator[Bench[Store]]:
+    """A bench of tomorrow: by the database's clock no order is overdue, whatever the hour."""
     async with open_bench(world, "retention", Store) as found:
+        found.now += timedelta(days=1)
         await found.fetch("SELECT chassis_outbox_maintain()")
         yield found
 
@@ -635,3 +637,21 @@ async def test_a_special_threat_holds_addresses_of_its_case_and_ends_by_itself(d
     assert (order.action, order.protection_id) == (RetentionAction.RELEASE, hold)
     assert await desk.names(hold) == []
     assert await desk.do("release_ended_threats") == 0
+
+
+async def test_an_order_ends_with_the_last_answer_where_another_was_waived_before(
+    desk: Desk,
+) -> None:
+    """D3: the one who is waived is waited for by nobody, whoever answers later."""
+    (order_id,) = await desk.do("erase", ANNA, [new_visitor_id()])
+    silent, *others = topics.RETENTION_ORDER.consumers
+    desk.bench.now += QUARTER_HOUR * 2
+    assert await desk.do("waive", BERT, order_id, silent, "decommissioned") is False
+    assert await desk.do("waive", "staff-3", order_id, silent, None) is True
+    for name in others:
+        standing = (await Store(desk.bench.connection).standings([order_id]))[order_id]
+        assert standing.completed_at is None, "others still owe theirs"
+        await answer(desk, order_id, name)
+    standing = (await Store(desk.bench.connection).standings([order_id]))[order_id]
+    assert standing.completed_at == desk.bench.now
+    assert await desk.violations() == {}
