@@ -302,6 +302,9 @@ class Switch:
     # ------------------------------------------------------------------ what the back end reports
 
     async def _write(self, events: Sequence[backend.Event]) -> None:
+        if self._lease_left_s() <= 0:
+            # frozen meanwhile: what it cut too late is no end by its time, but an orphan's
+            raise errors.Fatal("the lease could not be renewed in time")
         acknowledge: list[backend.Persisted] = []
         lost: set[UUID] = set()
         async with self._service.transaction() as ctx:
