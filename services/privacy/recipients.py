@@ -14,10 +14,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from schemas.consent import Purpose as ConsentPurpose
 from services.privacy.calendar import berlin_date
+from services.privacy.dated import Dated as _Dated
+from services.privacy.dated import Entry as _Entry
 from services.privacy.declare import LegalBasis, Purpose
 
 FILE = Path(__file__).with_name("recipients.json")
@@ -36,27 +38,6 @@ class RecipientKind(StrEnum):
     NETWORK_OPERATOR = "network_operator"
     PROCESSOR = "processor"
     AUTHORITY = "authority"
-
-
-class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class _Dated(_Entry):
-    """Valid from a day on, and until another one that is not part of it."""
-
-    valid_from: date
-    valid_until: date | None = None
-
-    @model_validator(mode="after")
-    def _is_in_order(self) -> Self:
-        if self.valid_until is not None and self.valid_until <= self.valid_from:
-            raise ValueError("ends before it begins")
-        return self
-
-    def covers(self, day: date) -> bool:
-        """Whether it is valid on a day."""
-        return self.valid_from <= day and (self.valid_until is None or day < self.valid_until)
 
 
 Country = Annotated[str, Field(pattern=r"^[A-Z]{2}$")]
