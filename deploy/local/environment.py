@@ -14,6 +14,7 @@ from typing import Any
 
 from deploy.local import kafka
 from deploy.local.layout import write_private_text
+from deploy.local.staff import register_path
 from deploy.provision import ServiceDatabase
 from services.chassis.declaration import Declaration
 from services.privacy.chain import SigningKeys
@@ -89,6 +90,7 @@ class Surroundings:
         secrets: see `Layout.secrets`.
         secrets_folder: has a folder of files for each service; None = secrets go by environment.
         hash_keys_folder: has a folder for each service that hashes (services/privacy).
+        staff_folder: has the register of staff (`deploy.local.staff`).
         overrides: further settings by full name, e.g. `AD_LEDGER_LOG_LEVEL`; they win.
         source: folder whose packages the services are.
     """
@@ -106,6 +108,7 @@ class Surroundings:
     source: Path
     secrets_folder: Path | None = None
     hash_keys_folder: Path | None = None
+    staff_folder: Path | None = None
 
     def of(self, declared: Declaration) -> dict[str, str]:
         """Return the environment for serving; it holds no right to change tables."""
@@ -126,6 +129,8 @@ class Surroundings:
             settings["SECRETS_FOLDER"] = str(self.secrets_folder / declared.name)
         if self.hash_keys_folder is not None and declared.name in HASHING:
             settings["HASH_KEYS_FOLDER"] = str(self.hash_keys_folder / declared.name)
+        if self.staff_folder is not None and declared.database:
+            settings["STAFF_REGISTER_PATH"] = str(register_path(self.staff_folder))
         settings |= self._own(declared.name)
         return self._with_prefix(declared, settings)
 

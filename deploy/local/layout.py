@@ -135,6 +135,11 @@ class Layout:
         return self.folder / "logs"
 
     @property
+    def staff(self) -> Path:
+        """Folder of the register of staff and of their keys."""
+        return self.folder / "staff"
+
+    @property
     def state_path(self) -> Path:
         """What runs now, written by the supervisor."""
         return self.folder / "state.json"

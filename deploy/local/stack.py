@@ -22,6 +22,7 @@ import asyncpg
 
 from deploy.access import provision_access, rights, user_names
 from deploy.errors import ProvisionError
+from deploy.local import staff
 from deploy.local.certificates import Certificates
 from deploy.local.environment import Surroundings, chosen_ports, port_names
 from deploy.local.errors import StackError
@@ -238,8 +239,10 @@ class LocalStack:
             source=self._source,
             secrets_folder=self.layout.folder / "secrets",
             hash_keys_folder=self.layout.folder / "hash_keys",
+            staff_folder=self.layout.staff,
         )
         self._surroundings.write_secrets()
+        staff.prepare(self.layout.staff)
 
     async def _provision_kafka(self, cluster: Cluster, passwords: Mapping[str, str]) -> None:
         if self.declarations:

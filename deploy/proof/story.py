@@ -16,6 +16,7 @@ from deploy.demo.people import Person, e164, invite
 from deploy.demo.stack import Stage, set_up
 from deploy.demo.visitor import Browser
 from deploy.local.stack import LocalStack
+from deploy.local.staff import as_staff
 from deploy.proof import forms
 from deploy.proof.forms import Canary
 from deploy.proof.report import KEPT_IN, Look, Proof
@@ -136,27 +137,30 @@ async def _send_name(stack: LocalStack) -> None:
 
 async def _place_hold(stack: LocalStack, callback_number: str) -> str:
     """Find the visitor by number, as staff do, and hold all that is theirs."""
+    proposer = as_staff(stack.layout.staff, _PROPOSER)
     ids = await stack.run(
         "call_control",
-        *("find", "number", "--by", _PROPOSER, "--case", _CASE, "--reason", "legal_claim"),
+        *("find", "number", *proposer, "--case", _CASE, "--reason", "legal_claim"),
         said=f"{e164(callback_number)}\n",
     )
     text = await stack.run(
         "retention",
-        *("hold", "propose", "--by", _PROPOSER, "--case", _CASE, "--visitors"),
+        *("hold", "propose", *proposer, "--case", _CASE, "--visitors"),
         *("--ground", "criminal_complaint", "--kinds", "traffic_data,ad_use,ip_address"),
         *("--review-on", _review_on().isoformat()),
         said=_last_line(ids),
     )
     hold_id = _word_after(text, "hold")
-    await stack.run("retention", "hold", "place", hold_id, "--by", _DECIDER, "--wait")
+    decider = as_staff(stack.layout.staff, _DECIDER)
+    await stack.run("retention", "hold", "place", hold_id, *decider, "--wait")
     return hold_id
 
 
 async def _release_hold(stack: LocalStack, hold_id: str) -> list[deletion.Deleted]:
     """Lift the hold, and return what went with it."""
-    await stack.run("retention", "hold", "propose-release", hold_id, "--by", _DECIDER)
-    text = await stack.run("retention", "hold", "release", hold_id, "--by", _PROPOSER, "--wait")
+    proposer, decider = (as_staff(stack.layout.staff, one) for one in (_DECIDER, _PROPOSER))
+    await stack.run("retention", "hold", "propose-release", hold_id, *proposer)
+    text = await stack.run("retention", "hold", "release", hold_id, *decider, "--wait")
     rows = [line.split() for line in text.splitlines()]
     return [
         deletion.Deleted(

@@ -33,9 +33,11 @@ from services.privacy.access_log import Access, AccessLog, Reason
 from services.privacy.calendar import berlin_date
 from services.privacy.declare import Purpose
 from services.privacy.gate import Permit, Question, Verdict
+from services.privacy.identify import add_staff, identify
 from services.privacy.keyed_hash import DayKeys, Subject
 from services.privacy.recorder import to_event
 from services.privacy.rules import NOTHING_KNOWN, decide
+from services.privacy.staff import DUTY_OF, Duty, Identity
 
 EXIT_REFUSED = 2
 AUTHORITIES = "authorities"
@@ -47,8 +49,6 @@ class StaffSettings(ServiceSettings):
 
     model_config = SettingsConfigDict(env_prefix="CONSENT_", frozen=True, extra="ignore")
 
-    staff: str = ""
-    """Who may propose, approve and look: `staff-1,staff-2`; nobody by default."""
     hash_keys_folder: Path | None = None
     """Where the access log's day keys are (`services/privacy/README.md`)."""
 
@@ -86,7 +86,7 @@ def _parse_disclose(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m services.consent disclose")
     steps = parser.add_subparsers(dest="step", required=True)
     propose = steps.add_parser("propose", help="what an authority is to be told, and why")
-    propose.add_argument("--as", dest="staff_id", required=True, help="staff-1")
+    add_staff(propose)
     propose.add_argument("--authority", required=True, help="its name and seat")
     propose.add_argument("--ground", required=True, help="the law: § 100g StPO, § 174 TKG")
     propose.add_argument("--fields", required=True, help="address,viewed_at")
@@ -95,7 +95,7 @@ def _parse_disclose(arguments: Sequence[str]) -> argparse.Namespace:
     propose.add_argument("--persons", dest="n_persons", required=True, type=int, help="how many")
     propose.add_argument("--reference", required=True, help="the authority's; kept as a hash")
     approve = steps.add_parser("approve", help="by a second person")
-    approve.add_argument("--as", dest="staff_id", required=True)
+    add_staff(approve)
     approve.add_argument("--id", dest="disclosure_id", required=True, type=UUID)
     steps.add_parser("list")
     return parser.parse_args(arguments)
@@ -104,7 +104,7 @@ def _parse_disclose(arguments: Sequence[str]) -> argparse.Namespace:
 def _parse_transfers(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m services.consent transfers")
     parser.add_argument("--visitor", dest="visitor_id", required=True, type=UUID)
-    parser.add_argument("--as", dest="staff_id", required=True)
+    add_staff(parser)
     parser.add_argument("--reason", required=True, type=Reason, choices=list(Reason))
     parser.add_argument("--case", dest="case_number", help="AUSK-2026-17")
     return parser.parse_args(arguments)
@@ -117,7 +117,6 @@ class Desk:
         """Take the settings."""
         self.clock = SystemClock()
         self._url = settings.secret("database_url")
-        self._staff = {part.strip() for part in settings.staff.split(",") if part.strip()}
         self._keys_folder = settings.hash_keys_folder
 
     @classmethod
@@ -125,10 +124,13 @@ class Desk:
         """Read the environment."""
         return cls(StaffSettings.load())
 
-    def check(self, staff_id: str) -> None:
-        """Refuse whoever is not on the list."""
-        if staff_id not in self._staff:
-            raise RefusedError("that person is not in CONSENT_STAFF")
+    def identify(self, asked: argparse.Namespace, duty: Duty) -> Identity:
+        """Return who types.
+
+        Raises:
+            StaffError: it is nobody who may do it.
+        """
+        return identify(DECLARATION.name, asked, duty, self.clock.now())
 
     def access_log(self) -> AccessLog:
         """Return the log that every reading goes through."""
@@ -146,14 +148,14 @@ async def _disclose(desk: Desk, asked: argparse.Namespace) -> Any:
         case "propose":
             return await _propose(desk, asked)
         case "approve":
-            return await _approve(desk, asked.staff_id, asked.disclosure_id)
+            return await _approve(desk, asked)
         case _:
             async with desk.transaction() as ctx:
                 return await ctx.store.transfers.disclosures()
 
 
 async def _propose(desk: Desk, asked: argparse.Namespace) -> Any:
-    desk.check(asked.staff_id)
+    who = desk.identify(asked, Duty.AUTHORITIES)
     fields = tuple(sorted({part.strip() for part in asked.fields.split(",") if part.strip()}))
     for text in (asked.authority, asked.ground, asked.reference):
         if not 1 <= len(text.strip()) <= _TEXT_MAX:
@@ -168,7 +170,7 @@ async def _propose(desk: Desk, asked: argparse.Namespace) -> Any:
         proposal = Proposal(
             disclosure_id=ctx.ids.new(),
             proposed_on=berlin_date(ctx.now),
-            staff_id=asked.staff_id,
+            staff_id=who.staff_id,
             authority=asked.authority.strip(),
             legal_ground=asked.ground.strip(),
             fields=fields,
@@ -184,9 +186,9 @@ async def _propose(desk: Desk, asked: argparse.Namespace) -> Any:
     return {"disclosure_id": proposal.disclosure_id, "step": "proposed"}
 
 
-async def _approve(desk: Desk, staff_id: str, disclosure_id: UUID) -> Any:
+async def _approve(desk: Desk, asked: argparse.Namespace) -> Any:
     """Record the second person's word and, in the same transaction, the transfer (R-C4, K3)."""
-    desk.check(staff_id)
+    who, disclosure_id = desk.identify(asked, Duty.AUTHORITIES), asked.disclosure_id
     async with desk.transaction() as ctx:
         store = ctx.store.transfers
         proposal = await store.proposal(disclosure_id)
@@ -197,7 +199,7 @@ async def _approve(desk: Desk, staff_id: str, disclosure_id: UUID) -> Any:
         permit = _permit(_judge(proposal.fields, ctx.now))
         event = to_event(permit, ctx.ids.new())
         try:
-            await store.approve(proposal, staff_id, ctx.now, event.transfer_id)
+            await store.approve(proposal, who.staff_id, ctx.now, event.transfer_id)
         except asyncpg.CheckViolationError:
             raise RefusedError("a second person must approve it, not who proposed it") from None
         await store.save([to_row(event, DECLARATION.name, ctx.now)])
@@ -233,9 +235,9 @@ def _permit(verdict: Verdict) -> Permit:
 
 
 async def _transfers(desk: Desk, asked: argparse.Namespace) -> Any:
-    desk.check(asked.staff_id)
+    who = desk.identify(asked, DUTY_OF[asked.reason])
     access = Access(
-        staff_id=asked.staff_id,
+        staff_id=who.staff_id,
         reason=asked.reason,
         case_number=asked.case_number,
         kind=DataKind.AD_USE,

@@ -33,6 +33,8 @@ from services.consent.wire import to_wire
 from services.privacy import calendar, chain, recipients
 from services.privacy.access_log import Access, AccessLog, Act, Reason
 from services.privacy.chain import SigningKeys
+from services.privacy.identify import add_staff
+from services.privacy.staff import DUTY_OF, Duty
 
 BEFORE = datetime(2018, 5, 24, 22, tzinfo=UTC)
 """The instant from which the GDPR applies: 25 May 2018, 0:00 in Berlin."""
@@ -107,7 +109,7 @@ async def import_old(arguments: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m services.consent import")
     parser.add_argument("file", type=Path, help="one JSON object a line; see proofs.py")
-    parser.add_argument("--as", dest="staff_id", required=True, help="staff-1")
+    add_staff(parser)
     parser.add_argument("--case", dest="case_number", help="EINW-2026-17")
     return await guarded(_import_old(Desk.load(), parser.parse_args(arguments)))
 
@@ -116,7 +118,7 @@ async def withdraw(arguments: Sequence[str]) -> int:
     """`withdraw --proof …`: end what was consented to, for whom no page can do it (R-F3, R-G7)."""
     parser = argparse.ArgumentParser(prog="python -m services.consent withdraw")
     parser.add_argument("--proof", dest="proof_id", required=True, type=UUID, help="of the receipt")
-    parser.add_argument("--as", dest="staff_id", required=True)
+    add_staff(parser)
     parser.add_argument(
         "--method", type=StaffMethod, choices=list(StaffMethod), required=True, help="as asked for"
     )
@@ -132,7 +134,7 @@ async def proof(arguments: Sequence[str]) -> int:
     """`proof --proof …`: what stands under a proof id; logged as an access (R-C5)."""
     parser = argparse.ArgumentParser(prog="python -m services.consent proof")
     parser.add_argument("--proof", dest="proof_id", required=True, type=UUID, help="of the receipt")
-    parser.add_argument("--as", dest="staff_id", required=True)
+    add_staff(parser)
     parser.add_argument("--reason", required=True, type=Reason, choices=list(Reason))
     parser.add_argument("--case", dest="case_number")
     return await guarded(_proof(Desk.load(), parser.parse_args(arguments)))
@@ -168,14 +170,14 @@ def _read_line(number: int, line: str, today: date) -> OldConsent:
 
 
 async def _import_old(desk: Desk, asked: argparse.Namespace) -> list[dict[str, Any]]:
-    desk.check(asked.staff_id)
+    who = desk.identify(asked, Duty.EVIDENCE)
     try:
         text = asked.file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         raise RefusedError("the file cannot be read as text") from None
     consents = read(text, calendar.berlin_date(desk.clock.now()))
     access = Access(
-        staff_id=asked.staff_id,
+        staff_id=who.staff_id,
         reason=Reason.ACCOUNTABILITY,
         case_number=asked.case_number,
         kind=DataKind.CONSENT_RECORD,
@@ -333,9 +335,9 @@ def _receipts(
 
 
 async def _withdraw(desk: Desk, asked: argparse.Namespace) -> dict[str, Any]:
-    desk.check(asked.staff_id)
+    who = desk.identify(asked, Duty.PERSON_REQUESTS)
     access = Access(
-        staff_id=asked.staff_id,
+        staff_id=who.staff_id,
         reason=asked.reason,
         case_number=asked.case_number,
         kind=DataKind.CONSENT_RECORD,
@@ -408,9 +410,9 @@ def in_force(known: Sequence[Known], today: date) -> list[str]:
 
 
 async def _proof(desk: Desk, asked: argparse.Namespace) -> dict[str, Any]:
-    desk.check(asked.staff_id)
+    who = desk.identify(asked, DUTY_OF[asked.reason])
     access = Access(
-        staff_id=asked.staff_id,
+        staff_id=who.staff_id,
         reason=asked.reason,
         case_number=asked.case_number,
         kind=DataKind.CONSENT_RECORD,

@@ -16,7 +16,9 @@ from schemas.retention import DataKind
 from services.chassis.clock import SystemClock
 from services.chassis.context import Context
 from services.privacy.access_log import Access, AccessLog, Reason
+from services.privacy.identify import add_staff, identify
 from services.privacy.keyed_hash import DayKeys, Subject, normalised
+from services.privacy.staff import DUTY_OF
 
 EXIT_REFUSED = 2
 Look = Callable[[Context[Any], str], Awaitable[Collection[UUID]]]
@@ -39,7 +41,7 @@ async def find(
     """
     parser = argparse.ArgumentParser(prog=f"python -m services.{service} find")
     parser.add_argument("what", choices=[subject.value for subject in looks])
-    parser.add_argument("--by", required=True, help="who you are: staff-12")
+    add_staff(parser)
     parser.add_argument("--reason", required=True, choices=[reason.value for reason in Reason])
     parser.add_argument("--case", required=True, help="number of the case file: AUSK-2026-17")
     found = parser.parse_args(arguments)
@@ -49,9 +51,10 @@ async def find(
     subject = Subject(found.what)
     kind, look = looks[subject]
     try:
+        who = identify(service, found, DUTY_OF[Reason(found.reason)], SystemClock().now())
         value = normalised(subject, sys.stdin.readline().strip())
         access = Access(
-            staff_id=found.by,
+            staff_id=who.staff_id,
             reason=Reason(found.reason),
             kind=kind,
             case_number=found.case,

@@ -43,7 +43,7 @@ class KeySettings(BaseSettings):
     staff_key_file: Path | None = None
 
 
-class NotIdentifiedError(Exception):
+class NotIdentifiedError(StaffError):
     """Nobody who may do it is known to type; the text says why in one sentence."""
 
     def __init__(self, refusal: Refusal, staff_id: str, said: str) -> None:

@@ -19,9 +19,12 @@ from pydantic_settings import BaseSettings
 
 from schemas.retention import DataKind
 from services.chassis import command, db
+from services.chassis.clock import SystemClock
 from services.chassis.context import Context
 from services.chassis.secret import Secret
 from services.privacy.access_log import Access, AccessLog, Reason
+from services.privacy.identify import add_staff, identify
+from services.privacy.staff import Duty
 
 EXIT_REFUSED = 2
 
@@ -41,7 +44,7 @@ async def kept(arguments: Sequence[str], *, service: str, kinds: Collection[Data
     parser = argparse.ArgumentParser(prog=f"python -m services.{service} kept")
     parser.add_argument("--protection", required=True, type=UUID, help="id of hold or restriction")
     parser.add_argument("--kind", required=True, choices=sorted(kind.value for kind in kinds))
-    parser.add_argument("--by", required=True, help="who you are: staff-12")
+    add_staff(parser)
     parser.add_argument("--reason", required=True, choices=[reason.value for reason in Reason])
     parser.add_argument("--case", required=True, help="number of the case file: AUSK-2026-17")
     found = parser.parse_args(arguments)
@@ -56,8 +59,9 @@ async def kept(arguments: Sequence[str], *, service: str, kinds: Collection[Data
         return command.transaction(url, service, lambda connection: connection)
 
     try:
+        who = identify(service, found, Duty.LEGAL_DUTY, SystemClock().now())
         access = Access(
-            staff_id=found.by,
+            staff_id=who.staff_id,
             reason=Reason(found.reason),
             kind=DataKind(found.kind),
             case_number=found.case,

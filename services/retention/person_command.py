@@ -10,6 +10,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import date, timedelta
+from enum import StrEnum
 from uuid import UUID
 
 from services.chassis.clock import SystemClock, sleep
@@ -17,6 +18,8 @@ from services.chassis.command import transaction
 from services.chassis.context import Context
 from services.privacy import calendar
 from services.privacy.chain import SigningKeys, VerifyKeys
+from services.privacy.identify import NotIdentifiedError, add_staff, identify
+from services.privacy.staff import Duty, StaffError
 from services.retention import schedule
 from services.retention.declaration import DECLARATION
 from services.retention.person_orders import (
@@ -34,7 +37,6 @@ from services.retention.protections import (
     Scope,
     Step,
     WaiverReason,
-    refuse_author,
 )
 from services.retention.settings import Settings
 from services.retention.store import Store
@@ -42,7 +44,6 @@ from services.retention.wire import as_document, as_text, columns
 
 EXIT_OK, EXIT_BROKEN, EXIT_REFUSED, EXIT_NOT_COMPLETE = 0, 1, 2, 3
 _POLL_S = 0.2
-_ANY_CASE = "AUSK-2026-1"
 _VISITORS_READ_MAX = 100_000
 
 _WHY = {
@@ -72,7 +73,7 @@ async def erase(arguments: Sequence[str]) -> int:
     async def deed(orders: PersonOrders) -> tuple[list[str], list[UUID]]:
         return [], await orders.erase(author, visitors)
 
-    return await _carry_out(found, deed)
+    return await _carry_out(found, Duty.PERSON_REQUESTS, deed)
 
 
 async def restrict(arguments: Sequence[str]) -> int:
@@ -88,7 +89,7 @@ async def restrict(arguments: Sequence[str]) -> int:
         protection_id, issued = await orders.restrict(author, visitors, found.review_on)
         return [f"restriction {protection_id}"], issued
 
-    return await _carry_out(found, deed)
+    return await _carry_out(found, Duty.PERSON_REQUESTS, deed)
 
 
 async def unrestrict(arguments: Sequence[str]) -> int:
@@ -100,7 +101,7 @@ async def unrestrict(arguments: Sequence[str]) -> int:
     async def deed(orders: PersonOrders) -> tuple[list[str], list[UUID]]:
         return [], [await orders.unrestrict(_author(found), found.protection_id)]
 
-    return await _carry_out(found, deed)
+    return await _carry_out(found, Duty.PERSON_REQUESTS, deed)
 
 
 async def hold(arguments: Sequence[str]) -> int:
@@ -112,7 +113,7 @@ async def hold(arguments: Sequence[str]) -> int:
         case "propose":
             return await _propose(found)
         case _:
-            return await _carry_out(found, _step(found))
+            return await _carry_out(found, Duty.HOLDS, _step(found))
 
 
 async def order(arguments: Sequence[str]) -> int:
@@ -124,7 +125,7 @@ async def order(arguments: Sequence[str]) -> int:
     waive.add_argument("--holder", required=True, help="who will never answer: consent, billing")
     reasons = [reason.value for reason in WaiverReason]
     waive.add_argument("--reason", choices=reasons, help="proposes; without one it confirms")
-    _add_staff(waive)
+    add_staff(waive)
     found = parser.parse_args(arguments)
     found.wait = False
 
@@ -133,7 +134,7 @@ async def order(arguments: Sequence[str]) -> int:
         word = "waived" if is_waived else "to be waived; another person confirms"
         return [f"answer of {found.holder} to {found.order_id}: {word}"], []
 
-    return await _carry_out(found, deed)
+    return await _carry_out(found, Duty.EVIDENCE, deed)
 
 
 # ---------------------------------------------------------------------- arguments
@@ -142,14 +143,10 @@ async def order(arguments: Sequence[str]) -> int:
 def _author_parser(name: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m services.retention {name}")
     parser.set_defaults(command=name)
-    _add_staff(parser)
+    add_staff(parser)
     parser.add_argument("--case", required=True, help="number of the case file: AUSK-2026-17")
     _add_wait(parser)
     return parser
-
-
-def _add_staff(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--by", required=True, help="who you are: staff-12")
 
 
 def _add_wait(parser: argparse.ArgumentParser) -> None:
@@ -162,7 +159,7 @@ def _hold_parser() -> argparse.ArgumentParser:
     steps = parser.add_subparsers(dest="step", required=True)
     steps.add_parser("list", help="what is proposed or in force, by review date")
     propose = steps.add_parser("propose", help="somebody else has to place it")
-    _add_staff(propose)
+    add_staff(propose)
     propose.add_argument("--case", required=True, help="number of the case file: STRAF-2026-3")
     propose.add_argument("--ground", required=True, choices=[ground.value for ground in Ground])
     propose.add_argument("--kinds", required=True, help="parted by commas: traffic_data,ad_use")
@@ -181,7 +178,7 @@ def _hold_parser() -> argparse.ArgumentParser:
     }.items():
         step = steps.add_parser(name, help=text)
         step.add_argument("protection_id", type=UUID)
-        _add_staff(step)
+        add_staff(step)
         _add_wait(step)
         if name in {"review", "propose-review"}:
             step.add_argument("--on", required=True, type=date.fromisoformat)
@@ -271,13 +268,14 @@ async def _propose(found: argparse.Namespace) -> int:
         return [f"hold {hold_id} proposed; another person places it"], []
 
     found.wait = False
-    return await _carry_out(found, deed)
+    return await _carry_out(found, Duty.HOLDS, deed)
 
 
-async def _carry_out(found: argparse.Namespace, deed: Deed) -> int:
+async def _carry_out(found: argparse.Namespace, duty: Duty, deed: Deed) -> int:
     """Do it in one transaction, print what was ordered, wait where asked to."""
     settings = Settings.load()
     try:
+        identify(DECLARATION.name, found, duty, SystemClock().now())
         rules = schedule.load(settings.schedule_path)
         async with _transaction(settings) as ctx:
             await ctx.store.prepare_outbox()
@@ -285,12 +283,15 @@ async def _carry_out(found: argparse.Namespace, deed: Deed) -> int:
             review_max = timedelta(days=settings.review_max_days)
             said, issued = await deed(PersonOrders(ctx, rules, silence, review_max))
     except RefusedError as error:
-        async with _transaction(settings) as ctx:
-            await _record_refusal(ctx, found, error)
+        await _record_refusal(settings, found, error.refusal, found.by)
         why = _WHY.get(error.refusal)
         sys.stderr.write(f"retention: refused: {error}{f' ({why})' if why else ''}\n")
         return EXIT_REFUSED
-    except schedule.ScheduleError as error:
+    except NotIdentifiedError as error:
+        await _record_refusal(settings, found, error.refusal, error.staff_id)
+        sys.stderr.write(f"retention: refused: {error}\n")
+        return EXIT_REFUSED
+    except (schedule.ScheduleError, StaffError) as error:
         sys.stderr.write(f"retention: refused: {error}\n")
         return EXIT_REFUSED
     for line in (*said, *(f"order {order_id}" for order_id in issued)):
@@ -302,18 +303,18 @@ async def _carry_out(found: argparse.Namespace, deed: Deed) -> int:
 
 
 async def _record_refusal(
-    ctx: Context[Store], found: argparse.Namespace, error: RefusedError
+    settings: Settings, found: argparse.Namespace, reason: StrEnum, staff_id: str
 ) -> None:
-    """Keep that somebody tried; who wrote nonsense in place of their number stands as unknown."""
-    is_known = refuse_author(found.by, _ANY_CASE) is None
-    await ctx.store.lock()
-    await ctx.store.evidence.refuse(
-        ctx.ids.new(),
-        what=found.step if "step" in found else found.command,
-        reason=error.refusal.value,
-        staff_id=found.by if is_known else "unknown",
-        now=ctx.now,
-    )
+    """Keep that somebody tried; who is not in the register of staff stands as unknown."""
+    async with _transaction(settings) as ctx:
+        await ctx.store.lock()
+        await ctx.store.evidence.refuse(
+            ctx.ids.new(),
+            what=found.step if "step" in found else found.command,
+            reason=reason.value,
+            staff_id=staff_id,
+            now=ctx.now,
+        )
 
 
 def _transaction(settings: Settings) -> AbstractAsyncContextManager[Context[Store]]:

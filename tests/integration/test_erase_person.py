@@ -23,6 +23,7 @@ from schemas import topics
 from schemas.retention import RetentionOrderV1
 from tests.support.caller import Caller, a_caller
 from tests.support.eventually import eventually
+from tests.support.identities import shown
 from tests.support.running import metric, ready
 from tests.support.stack import World
 
@@ -37,7 +38,7 @@ LEDGER_TABLES = ("lot", "posting", "ad_view", "visitor_watch")
 async def run(world: World, service: str, *arguments: str, said: str = "", **more: str) -> Any:
     """Run a service's command as a person would: (status, what it printed)."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", f"services.{service}", *arguments),
+        *(sys.executable, "-m", f"services.{service}", *shown(*arguments)),
         env={**world.environments[service], **more},
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,

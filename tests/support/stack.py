@@ -44,6 +44,7 @@ from services.chassis import db
 from services.chassis.declaration import Declaration, load, load_all
 from services.chassis.kafka import KafkaLogin
 from services.chassis.secret import Secret
+from tests.support import identities
 
 START_TIMEOUT_S = 90.0
 CONTAINERS_START_TIMEOUT_S = 600.0
@@ -311,6 +312,7 @@ async def make_world(
         simulation=simulation,
         overrides={},
         source=ROOT,
+        staff_folder=identities.folder(),
     )
     return World(
         infrastructure=servers,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.local.layout import ROOT
+from tests.support.identities import shown
 from tests.support.stack import World
 
 
@@ -31,14 +32,13 @@ class Shell:
     def __init__(self, world: World, folder: Path) -> None:
         self._environment = {
             **world.environments["consent"],
-            "CONSENT_STAFF": "staff-1, staff-2,staff-3",
             "CONSENT_HASH_KEYS_FOLDER": str(folder),
         }
 
     async def run(self, *arguments: str) -> Said:
         found = await asyncio.to_thread(
             subprocess.run,
-            [sys.executable, "-m", "services.consent", *arguments],
+            [sys.executable, "-m", "services.consent", *shown(*arguments)],
             cwd=ROOT, env=self._environment, capture_output=True, text=True, timeout=60,
             check=False,
         )  # fmt: skip

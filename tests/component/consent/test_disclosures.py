@@ -20,7 +20,7 @@ from tests.support.staff import Shell
 WORLD_SERVICES = ("consent",)
 REFERENCE = "31 Js 4711/26"
 PROPOSE = (
-    "disclose", "propose", "--as", "staff-1", "--authority", "Staatsanwaltschaft Berlin",
+    "disclose", "propose", "--by", "staff-1", "--authority", "Staatsanwaltschaft Berlin",
     "--ground", "§ 100g StPO", "--fields", "address,viewed_at", "--reference", REFERENCE,
     "--from-day", "2026-11-20", "--to-day", "2026-11-22", "--persons", "2",
 )  # fmt: skip
@@ -45,13 +45,13 @@ async def test_two_persons_disclose_and_it_is_recorded_as_a_transfer(shell, owne
     proposed = await shell.run(*PROPOSE)
     assert proposed.code == 0, proposed.err
     id_ = proposed.answer["disclosure_id"]
-    approve = ("disclose", "approve", "--id", id_, "--as")
+    approve = ("disclose", "approve", "--id", id_, "--by")
 
     same = await shell.run(*approve, "staff-1")
     assert (same.code, same.out) == (2, "")
     assert "a second person must approve it" in same.err
     stranger = await shell.run(*approve, "staff-9")
-    assert (stranger.code, "not in CONSENT_STAFF" in stranger.err) == (2, True)
+    assert (stranger.code, "identity_unknown" in stranger.err) == (2, True)
     count = "SELECT count(*) FROM consent_transfer WHERE recipient = 'authorities'"
     n_before = await owner.fetchval(count)
 
@@ -91,7 +91,7 @@ async def test_two_persons_disclose_and_it_is_recorded_as_a_transfer(shell, owne
         ({"--fields": "address,name"}, "the register allows no disclosure of: name"),
         ({"--fields": "name"}, "no_field_allowed"),
         ({"--ground": " "}, "have 1 to 200 characters"),
-        ({"--as": "staff-9"}, "not in CONSENT_STAFF"),
+        ({"--by": "staff-9"}, "identity_unknown"),
         ({"--persons": "0"}, "about somebody"),
         ({"--from-day": "2026-11-23"}, "not after --to-day"),
         ({"--to-day": "2999-01-01"}, "not after today"),
@@ -143,12 +143,12 @@ async def test_staff_sees_a_visitors_transfers_and_the_officer_sees_who_looked(s
     opened = open_bench(world, "consent", ConsentStore, days_of=days, now=now)
     async with opened as bench, bench.transaction() as ctx:
         await on_transfers(ctx, [received(topics.TRANSFER, event, now)])
-    look = ("transfers", "--visitor", str(visitor), "--as", "staff-3")
+    look = ("transfers", "--visitor", str(visitor), "--by", "staff-3")
     found = await shell.run(*look, "--reason", "person_request", "--case", "AUSK-2026-17")
     assert found.code == 0, found.err
     (entry,) = found.answer
     assert (entry["recipient"], entry["why"]) == ("ad-partner", "Art. 6(1)(b), adequacy")
-    nobody = await shell.run("transfers", "--visitor", str(visitor), "--as", "staff-3")
+    nobody = await shell.run("transfers", "--visitor", str(visitor), "--by", "staff-3")
     assert nobody.code == 2, "no look without a reason"
 
     log = await shell.run("accesses", "--since", now.isoformat())

@@ -15,6 +15,7 @@ import pytest
 from deploy.local.layout import ROOT
 from schemas.retention import RetentionAction
 from tests.support.bench import IDS, new_visitor_id
+from tests.support.identities import shown
 from tests.support.protected import KINDS, Side, open_side
 from tests.support.stack import World
 
@@ -53,11 +54,14 @@ async def restricted(side: Side) -> tuple[UUID, UUID]:
 
 def command(world: World, *arguments: str, url: str | None) -> "subprocess.CompletedProcess[str]":
     """Run `kept` as whoever bears the duty does: with nothing but that login."""
-    environment = {"PATH": os.environ["PATH"]}
+    known = "AD_LEDGER_STAFF_REGISTER_PATH"
+    environment = {
+        "PATH": os.environ["PATH"], known: world.environments["ad_ledger"][known],
+    }  # fmt: skip
     if url is not None:
         environment["AD_LEDGER_DUTY_DATABASE_URL"] = url
     return subprocess.run(
-        [sys.executable, "-m", "services.ad_ledger", "kept", *arguments],
+        [sys.executable, "-m", "services.ad_ledger", "kept", *shown(*arguments)],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
 
