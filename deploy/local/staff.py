@@ -27,7 +27,7 @@ def as_staff(folder: Path, staff_id: str) -> tuple[str, ...]:
     return "--by", staff_id, "--key", str(key_path(folder, staff_id))
 
 
-def prepare(folder: Path, staff_ids: Iterable[str] = COLLEAGUES) -> None:
+def prepare(folder: Path, staff_ids: Iterable[str] = COLLEAGUES, since: str = BOUND_SINCE) -> None:
     """Make keys that are not there, and a register if there is none; an edited one stays."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     people = []
@@ -37,9 +37,9 @@ def prepare(folder: Path, staff_ids: Iterable[str] = COLLEAGUES) -> None:
         people.append(
             {
                 "staff_id": staff_id,
-                "bound_since": BOUND_SINCE,
+                "bound_since": since,
                 "roles": [duty.value for duty in Duty],
-                "keys": [{"public_key": key.public_key, "valid_from": BOUND_SINCE}],
+                "keys": [{"public_key": key.public_key, "valid_from": since}],
             }
         )
     if not register_path(folder).exists():

@@ -135,6 +135,18 @@ class Fault(StrEnum):
     """What says that an order took contents is not signed by us."""
     GONE_EARLY = "gone_early"
     """Its salt is gone, and with it what it said, before the rule of its year allowed it."""
+    SIGNATURE_FORGED = "signature_forged"
+    """Somebody of the staff is said to have signed it, and their key did not sign this."""
+    KEY_UNKNOWN = "key_unknown"
+    """Signed with a key that the register of staff does not have."""
+    KEY_OF_ANOTHER = "key_of_another"
+    """Signed with the key of somebody else than who it names."""
+    KEY_NOT_VALID = "key_not_valid"
+    """Signed by somebody who was not with us on that day, or with a key not valid then."""
+    NOT_SIGNED = "not_signed"
+    """A person's act that nobody signed, after acts were signed."""
+    SAME_PERSON = "same_person"
+    """Two persons decide this; both halves are signed with keys of one."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -109,6 +109,10 @@ class Colleague(Entry):
             raise ValueError("leaves before they are bound")
         return self
 
+    def is_with_us(self, day: date) -> bool:
+        """Whether they are bound, and not gone."""
+        return self.bound_since <= day and (self.until is None or day < self.until)
+
     def key(self, key_id: str) -> StaffKey | None:
         """Return one of their keys."""
         return next((one for one in self.keys if key_id_of(one.public_key) == key_id), None)
@@ -183,7 +187,7 @@ def judge(
         return Refusal.IDENTITY_UNPROVEN
     if day < found.bound_since:
         return Refusal.NOT_BOUND
-    if found.until is not None and day >= found.until:
+    if not found.is_with_us(day):
         return Refusal.LEFT
     if not key.covers(day):
         return Refusal.KEY_EXPIRED

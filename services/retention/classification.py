@@ -13,20 +13,25 @@ CLASSIFICATION: Classification = {
     # Evidence: who of the staff asked, by a number that the personnel file resolves and nothing
     # here does; whom it is about stands in no column of these.
     "retention_person_order": plain(
-        "order_id kinds from_day protection_id case_number n_visitors staff_id schedule_version"
+        "order_id kinds from_day protection_id case_number n_visitors staff_id schedule_version "
+        "key_id signature"
     ),
     "retention_names_gone": plain("order_id gone_at"),
     "retention_protection": plain(
         "protection_id is_hold case_number ground kinds from_day before_day names_visitors "
         "review_on"
     ),
-    "retention_protection_step": plain("protection_id step staff_id done_at"),
+    "retention_protection_step": plain("protection_id step staff_id done_at key_id signature"),
     "retention_protection_review": plain("protection_id staff_id review_on done_at"),
-    "retention_review": plain("review_id protection_id review_on reason staff_id proposed_at"),
-    "retention_review_confirmation": plain("review_id staff_id confirmed_at"),
+    "retention_review": plain(
+        "review_id protection_id review_on reason staff_id proposed_at key_id signature"
+    ),
+    "retention_review_confirmation": plain("review_id staff_id confirmed_at key_id signature"),
     "retention_reissue": plain("order_id sent_at has_names"),
-    "retention_waiver": plain("waiver_id order_id holder reason staff_id proposed_at"),
-    "retention_waiver_confirmation": plain("waiver_id staff_id confirmed_at"),
+    "retention_waiver": plain(
+        "waiver_id order_id holder reason staff_id proposed_at key_id signature"
+    ),
+    "retention_waiver_confirmation": plain("waiver_id staff_id confirmed_at key_id signature"),
     "retention_sweep_order": plain("sweep_id order_id is_new"),
     "retention_receipt": plain("order_id service kind counts done_at received_at"),
     "retention_completion": plain("order_id completed_at"),

@@ -14,7 +14,10 @@ import asyncpg
 
 from services.chassis import db
 from services.privacy import calendar, chain
+from services.privacy.acts import judge
 from services.privacy.chain import Anchor, Entry, Fault, Finding, VerifyKeys
+from services.privacy.staff import StaffRegister
+from services.retention.acts import Recorded, of_links
 
 CHAIN = "retention"
 _BATCH = 5_000
@@ -34,7 +37,8 @@ _CONTENTS: Mapping[str, str] = {
     """,
     "person_order": """
         SELECT order_id AS ref, NULL AS service, order_id, kinds, from_day, protection_id,
-               case_number, staff_id, n_visitors, schedule_version
+               case_number, staff_id, n_visitors, schedule_version,
+               key_id, encode(signature, 'hex') AS signature
         FROM retention_person_order WHERE order_id = ANY($1)
     """,
     "receipt": """
@@ -52,31 +56,34 @@ _CONTENTS: Mapping[str, str] = {
         FROM retention_protection WHERE protection_id = ANY($1)
     """,
     "protection_step": """
-        SELECT protection_id AS ref, step AS service, protection_id, step, staff_id, done_at
+        SELECT protection_id AS ref, step AS service, protection_id, step, staff_id, done_at,
+               key_id, encode(signature, 'hex') AS signature
         FROM retention_protection_step WHERE protection_id = ANY($1)
     """,
     "review": """
         SELECT review_id AS ref, NULL AS service, review_id, protection_id, review_on, reason,
-               staff_id, proposed_at
+               staff_id, proposed_at, key_id, encode(signature, 'hex') AS signature
         FROM retention_review WHERE review_id = ANY($1)
     """,
     "review_confirmation": """
-        SELECT review_id AS ref, NULL AS service, review_id, staff_id, confirmed_at
+        SELECT review_id AS ref, NULL AS service, review_id, staff_id, confirmed_at,
+               key_id, encode(signature, 'hex') AS signature
         FROM retention_review_confirmation WHERE review_id = ANY($1)
     """,
     "waiver": """
         SELECT waiver_id AS ref, NULL AS service, waiver_id, order_id, holder, reason, staff_id,
-               proposed_at
+               proposed_at, key_id, encode(signature, 'hex') AS signature
         FROM retention_waiver WHERE waiver_id = ANY($1)
     """,
     "waiver_confirmation": """
-        SELECT waiver_id AS ref, NULL AS service, waiver_id, staff_id, confirmed_at
+        SELECT waiver_id AS ref, NULL AS service, waiver_id, staff_id, confirmed_at,
+               key_id, encode(signature, 'hex') AS signature
         FROM retention_waiver_confirmation WHERE waiver_id = ANY($1)
     """,
 }
 
 
-_ADDED_LATER = ("schedule_version",)
+_ADDED_LATER = ("schedule_version", "key_id", "signature")
 """Columns that older links do not have: left out where they are null."""
 
 
@@ -96,11 +103,15 @@ class Report:
         n_links: links of the chain.
         n_contents: how many of them still have content and salt, all compared.
         n_anchors: signed heads.
+        n_signed: acts that somebody of the staff signed.
+        n_unsigned: acts of persons from before they were signed.
     """
 
     n_links: int
     n_contents: int
     n_anchors: int
+    n_signed: int
+    n_unsigned: int
     findings: Sequence[Finding]
 
 
@@ -211,11 +222,12 @@ class Evidence:
 
     # ------------------------------------------------------------------ verification
 
-    async def verify(self, keys: VerifyKeys, before: date) -> Report:
+    async def verify(self, keys: VerifyKeys, before: date, staff: StaffRegister) -> Report:
         """Hold the chain, its anchors and all contents that are still there against each other.
 
         Args:
             before: first day (Berlin) whose evidence must be there still, by the schedule's rule.
+            staff: by which what they signed is judged.
         """
         rows = await self._connection.fetch(
             """
@@ -238,33 +250,34 @@ class Evidence:
             )
         ]
         salted = [row for row in rows if row["salt"] is not None]
+        contents = await self._all_contents(salted)
+        judged = judge(list(of_links(contents)), staff)
         findings = [
             *chain.verify(entries.values()),
             *chain.verify_anchors(entries, anchors, keys),
-            *await self._changed(salted, entries),
+            *_changed(salted, entries, contents),
+            *judged.findings,
             *_gone_early(rows, entries, before.year),
         ]
         return Report(
             n_links=len(rows),
             n_contents=len(salted),
             n_anchors=len(anchors),
+            n_signed=judged.n_signed,
+            n_unsigned=judged.n_unsigned,
             findings=sorted(findings, key=lambda found: found.seq),
         )
 
-    async def _changed(
-        self, rows: Sequence[asyncpg.Record], entries: Mapping[int, Entry]
-    ) -> list[Finding]:
-        """Return links whose content is gone or another although their salt is there."""
+    async def _all_contents(self, rows: Sequence[asyncpg.Record]) -> list[Recorded]:
+        """Return the contents of links, of those that are there."""
         found = []
         for start in range(0, len(rows), _BATCH):
             part = rows[start : start + _BATCH]
             contents = await self._contents([_item(row) for row in part])
             found += [
-                Finding(seq=row["seq"], fault=Fault.CONTENT_CHANGED)
+                Recorded(row["seq"], row["what"], row["ref"], contents[_item(row)])
                 for row in part
-                if not chain.is_content_of(
-                    entries[row["seq"]], row["salt"], contents.get(_item(row), b"")
-                )
+                if _item(row) in contents
             ]
         return found
 
@@ -283,6 +296,18 @@ class Evidence:
                         del content[name]
                 found[item] = chain.canonical(content)
         return found
+
+
+def _changed(
+    rows: Sequence[asyncpg.Record], entries: Mapping[int, Entry], contents: Sequence[Recorded]
+) -> list[Finding]:
+    """Return links whose content is gone or another although their salt is there."""
+    texts = {content.seq: content.text for content in contents}
+    return [
+        Finding(seq=row["seq"], fault=Fault.CONTENT_CHANGED)
+        for row in rows
+        if not chain.is_content_of(entries[row["seq"]], row["salt"], texts.get(row["seq"], b""))
+    ]
 
 
 def _gone_early(

@@ -18,7 +18,7 @@ from services.chassis.command import transaction
 from services.chassis.context import Context
 from services.privacy import calendar
 from services.privacy.chain import SigningKeys, VerifyKeys
-from services.privacy.identify import NotIdentifiedError, add_staff, identify
+from services.privacy.identify import NotIdentifiedError, add_staff, identify, register_of
 from services.privacy.staff import Duty, StaffError
 from services.retention import schedule
 from services.retention.declaration import DECLARATION
@@ -275,13 +275,13 @@ async def _carry_out(found: argparse.Namespace, duty: Duty, deed: Deed) -> int:
     """Do it in one transaction, print what was ordered, wait where asked to."""
     settings = Settings.load()
     try:
-        identify(DECLARATION.name, found, duty, SystemClock().now())
+        who = identify(DECLARATION.name, found, duty, SystemClock().now())
         rules = schedule.load(settings.schedule_path)
         async with _transaction(settings) as ctx:
             await ctx.store.prepare_outbox()
             silence = timedelta(seconds=settings.order_overdue_after_s)
             review_max = timedelta(days=settings.review_max_days)
-            said, issued = await deed(PersonOrders(ctx, rules, silence, review_max))
+            said, issued = await deed(PersonOrders(ctx, rules, silence, review_max, who.sign))
     except RefusedError as error:
         await _record_refusal(settings, found, error.refusal, found.by)
         why = _WHY.get(error.refusal)
@@ -357,9 +357,14 @@ async def verify(arguments: Sequence[str]) -> int:
     settings = Settings.load()
     keys = SigningKeys.from_json(settings.anchor_keys.get_secret_value())
     rules = schedule.load(settings.schedule_path)
+    try:
+        staff = register_of(DECLARATION.name)
+    except StaffError as error:
+        sys.stderr.write(f"retention: refused: {error}\n")
+        return EXIT_REFUSED
     async with _transaction(settings) as ctx:
         before = rules.evidence_before(ctx.now)
-        found = await ctx.store.evidence.verify(VerifyKeys(keys.public()), before)
+        found = await ctx.store.evidence.verify(VerifyKeys(keys.public()), before, staff)
     sys.stdout.write(f"{as_document(found) if as_json else as_text(found)}\n")
     return EXIT_BROKEN if found.findings else EXIT_OK
 

@@ -14,6 +14,7 @@ from schemas import topics
 from schemas.retention import VISITORS_MAX, DataKind, RetentionAction, RetentionOrderV1
 from services.chassis.context import Context
 from services.privacy import calendar
+from services.privacy.staff import BY_SCHEDULE, Signer, sign_nothing
 from services.retention import domain
 from services.retention.domain import Order, Standing
 from services.retention.protection_store import PersonOrder
@@ -49,8 +50,6 @@ SEND_AGAIN_AFTER = timedelta(days=20)
 """So long after it was last sent an open order is sent again; it leaves its topic after 30 days."""
 SEND_AGAIN_BATCH_MAX = 200
 _ANY_CASE = "AUSK-2026-1"
-BY_SCHEDULE = "schedule"
-"""Stands for the author of what the schedule does by itself."""
 _REQUIREMENT = {
     RetentionAction.ERASE: "R-G3",
     RetentionAction.RESTRICT: "R-G4",
@@ -94,18 +93,21 @@ class PersonOrders:
         schedule: Schedule,
         overdue_after: timedelta,
         review_max: timedelta = REVIEW_MAX,
+        sign: Signer = sign_nothing,
     ) -> None:
         """Take the transaction and the schedule.
 
         Args:
             overdue_after: silence for longer than this is an alarm.
             review_max: how far ahead a review date may lie.
+            sign: signs what somebody of the staff does; by itself the service signs nothing.
         """
         self._ctx = ctx
         self._store = ctx.store.protections
         self._schedule = schedule
         self._overdue_after = overdue_after
         self._review_max = review_max
+        self._sign = sign
 
     # ------------------------------------------------------------------ persons
 
@@ -149,7 +151,7 @@ class PersonOrders:
             steps={},
         )
         await self._ctx.store.lock()
-        await self._store.propose(restriction, author.staff_id, self._ctx.now)
+        await self._store.propose(restriction, author.staff_id, self._ctx.now, self._sign)
         await self._store.keep_names(restriction.protection_id, visitor_ids)
         return restriction.protection_id, await self.send_hold(author.staff_id, restriction)
 
@@ -194,7 +196,7 @@ class PersonOrders:
             steps={},
         )
         await self._ctx.store.lock()
-        await self._store.propose(hold, author.staff_id, self._ctx.now)
+        await self._store.propose(hold, author.staff_id, self._ctx.now, self._sign)
         if scope.names_visitors:
             await self._store.keep_names(hold.protection_id, visitor_ids)
         return hold.protection_id
@@ -244,7 +246,7 @@ class PersonOrders:
         ]
         for hold in found:
             await self._store.take_step(
-                hold.protection_id, Step.RELEASED, BY_SCHEDULE, self._ctx.now
+                hold.protection_id, Step.RELEASED, BY_SCHEDULE, self._ctx.now, self._sign
             )
             await self._end(Author(staff_id=BY_SCHEDULE, case_number=hold.case_number), hold)
         return len(found)
@@ -257,7 +259,7 @@ class PersonOrders:
         proposed = ProposedReview(
             review_id=self._ctx.ids.new(), review_on=review_on, reason=reason, staff_id=staff_id
         )
-        await self._store.propose_review(protection_id, proposed, self._ctx.now)
+        await self._store.propose_review(protection_id, proposed, self._ctx.now, self._sign)
 
     async def confirm_review(self, staff_id: str, protection_id: UUID, review_on: date) -> None:
         """Set a later review date that somebody else has proposed, and not long ago."""
@@ -268,7 +270,7 @@ class PersonOrders:
         assert proposed is not None
         # what was so at the proposal may be over
         await self._may_review(staff_id, protection_id, review_on, proposed.reason)
-        await self._store.confirm_review(proposed.review_id, staff_id, self._ctx.now)
+        await self._store.confirm_review(proposed.review_id, staff_id, self._ctx.now, self._sign)
 
     async def _may_review(
         self, staff_id: str, protection_id: UUID, review_on: date, reason: str
@@ -371,13 +373,13 @@ class PersonOrders:
         proposed = await self._ctx.store.proposed_waiver(order_id, holder, now - PROPOSAL_LIFE)
         if reason is not None and (proposed is None or proposed.reason != reason):
             new = ProposedWaiver(waiver_id=self._ctx.ids.new(), reason=reason, staff_id=staff_id)
-            await self._ctx.store.propose_waiver(order_id, new, holder, now)
+            await self._ctx.store.propose_waiver(order_id, new, holder, now, self._sign)
             return False
         if proposed is None:
             raise RefusedError(Refusal.NOTHING_PROPOSED)
         if proposed.staff_id == staff_id:
             raise RefusedError(Refusal.SAME_PERSON)
-        await self._ctx.store.confirm_waiver(proposed.waiver_id, staff_id, now)
+        await self._ctx.store.confirm_waiver(proposed.waiver_id, staff_id, now, self._sign)
         if not domain.silent(standing.order, standing.settled | {holder}):
             await self._ctx.store.save_completions([order_id], now)
         return True
@@ -387,7 +389,9 @@ class PersonOrders:
         await self._ctx.store.lock()
         found = await self._store.old_proposals(self._ctx.now - PROPOSAL_LIFE)
         for protection_id in found:
-            await self._store.take_step(protection_id, Step.WITHDRAWN, BY_SCHEDULE, self._ctx.now)
+            await self._store.take_step(
+                protection_id, Step.WITHDRAWN, BY_SCHEDULE, self._ctx.now, self._sign
+            )
             await self._store.forget_names(protection_id)
         return len(found)
 
@@ -399,7 +403,7 @@ class PersonOrders:
         _check(refuse_step(hold, step, staff_id))
         assert hold is not None
         _check(refuse_author(staff_id, hold.case_number))
-        await self._store.take_step(protection_id, step, staff_id, self._ctx.now)
+        await self._store.take_step(protection_id, step, staff_id, self._ctx.now, self._sign)
         return hold
 
     async def _protect(
@@ -422,7 +426,7 @@ class PersonOrders:
     async def _end(self, author: Author, found: Protection) -> UUID:
         if not found.is_hold:
             await self._store.take_step(
-                found.protection_id, Step.RELEASED, author.staff_id, self._ctx.now
+                found.protection_id, Step.RELEASED, author.staff_id, self._ctx.now, self._sign
             )
         if found.scope.names_visitors:
             await self._store.forget_names(found.protection_id)
@@ -480,7 +484,8 @@ class PersonOrders:
                 from_day=from_day,
                 protection_id=protection_id,
                 schedule_version=self._schedule.version,
-            )
+            ),
+            self._sign,
         )
         self._send(order, kinds, visitor_ids, from_day, protection_id)
         return order.order_id

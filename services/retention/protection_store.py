@@ -8,6 +8,7 @@ from uuid import UUID
 import asyncpg
 
 from services.chassis import db
+from services.privacy.staff import Signer
 from services.retention.domain import Order
 from services.retention.evidence import Evidence, Item
 from services.retention.protections import ProposedReview, Protection, Scope, Step
@@ -101,23 +102,27 @@ class ProtectionStore:
 
     # ------------------------------------------------------------------ orders
 
-    async def save_person_order(self, found: PersonOrder) -> None:
-        """Record what an order about persons is; the order itself is there."""
+    async def save_person_order(self, found: PersonOrder, sign: Signer) -> None:
+        """Record what an order about persons is, signed; the order itself is there."""
+        content = {
+            "order_id": found.order.order_id,
+            "kinds": list(found.kinds),
+            "from_day": found.from_day,
+            "protection_id": found.protection_id,
+            "case_number": found.case_number,
+            "staff_id": found.staff_id,
+            "n_visitors": found.n_visitors,
+            "schedule_version": found.schedule_version,
+        }
         await self._connection.execute(
             """
             INSERT INTO retention_person_order (order_id, kinds, from_day, protection_id,
                                                 case_number, staff_id, n_visitors,
-                                                schedule_version)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+                                                schedule_version, key_id, signature)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
             """,
-            found.order.order_id,
-            list(found.kinds),
-            found.from_day,
-            found.protection_id,
-            found.case_number,
-            found.staff_id,
-            found.n_visitors,
-            found.schedule_version,
+            *content.values(),
+            *sign(found.staff_id, "person_order", content),
         )
         item = Item("person_order", found.order.order_id)
         await self._chain(item, found.order.issued_at)
@@ -276,7 +281,7 @@ class ProtectionStore:
         )
         return [_protection(row) for row in rows]
 
-    async def propose(self, found: Protection, staff_id: str, now: datetime) -> None:
+    async def propose(self, found: Protection, staff_id: str, now: datetime, sign: Signer) -> None:
         """Record a hold that is proposed, or a restriction that is placed at once."""
         await self._connection.execute(
             """
@@ -296,42 +301,51 @@ class ProtectionStore:
         )
         await self._chain(Item("protection", found.protection_id), now)
         first = Step.PROPOSED if found.is_hold else Step.PLACED
-        await self.take_step(found.protection_id, first, staff_id, now)
+        await self.take_step(found.protection_id, first, staff_id, now, sign)
 
     async def take_step(
-        self, protection_id: UUID, step: Step, staff_id: str, now: datetime
+        self, protection_id: UUID, step: Step, staff_id: str, now: datetime, sign: Signer
     ) -> None:
         """Record a step; the database refuses a second time, and the same person twice."""
+        content = {
+            "protection_id": protection_id,
+            "step": step.value,
+            "staff_id": staff_id,
+            "done_at": now,
+        }
         await self._connection.execute(
             """
-            INSERT INTO retention_protection_step (protection_id, step, staff_id, done_at)
-            VALUES ($1, $2, $3, $4)
+            INSERT INTO retention_protection_step (protection_id, step, staff_id, done_at, key_id,
+                                                   signature)
+            VALUES ($1, $2, $3, $4, $5, $6)
             """,
-            protection_id,
-            step.value,
-            staff_id,
-            now,
+            *content.values(),
+            *sign(staff_id, "protection_step", content),
         )
         await self._chain(Item("protection_step", protection_id, step.value), now)
 
     # ------------------------------------------------------------------ reviews
 
     async def propose_review(
-        self, protection_id: UUID, found: ProposedReview, now: datetime
+        self, protection_id: UUID, found: ProposedReview, now: datetime, sign: Signer
     ) -> None:
         """Record that somebody wants a later review date."""
+        content = {
+            "review_id": found.review_id,
+            "protection_id": protection_id,
+            "review_on": found.review_on,
+            "reason": found.reason,
+            "staff_id": found.staff_id,
+            "proposed_at": now,
+        }
         await self._connection.execute(
             """
             INSERT INTO retention_review (review_id, protection_id, review_on, reason, staff_id,
-                                          proposed_at)
-            VALUES ($1, $2, $3, $4, $5, $6)
+                                          proposed_at, key_id, signature)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
             """,
-            found.review_id,
-            protection_id,
-            found.review_on,
-            found.reason,
-            found.staff_id,
-            now,
+            *content.values(),
+            *sign(found.staff_id, "review", content),
         )
         await self._chain(Item("review", found.review_id), now)
 
@@ -357,16 +371,19 @@ class ProtectionStore:
             staff_id=row["staff_id"],
         )
 
-    async def confirm_review(self, review_id: UUID, staff_id: str, now: datetime) -> None:
+    async def confirm_review(
+        self, review_id: UUID, staff_id: str, now: datetime, sign: Signer
+    ) -> None:
         """Let a proposed date count; the database refuses the same person, and a step back."""
+        content = {"review_id": review_id, "staff_id": staff_id, "confirmed_at": now}
         await self._connection.execute(
             """
-            INSERT INTO retention_review_confirmation (review_id, staff_id, confirmed_at)
-            VALUES ($1, $2, $3)
+            INSERT INTO retention_review_confirmation (review_id, staff_id, confirmed_at, key_id,
+                                                       signature)
+            VALUES ($1, $2, $3, $4, $5)
             """,
-            review_id,
-            staff_id,
-            now,
+            *content.values(),
+            *sign(staff_id, "review_confirmation", content),
         )
         await self._chain(Item("review_confirmation", review_id), now)
 

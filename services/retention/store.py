@@ -8,6 +8,7 @@ from uuid import UUID
 import asyncpg
 
 from services.chassis import db
+from services.privacy.staff import Signer
 from services.retention import protection_store, record_store
 from services.retention.domain import Count, Order, Receipt, Standing, Sweep, Waiver
 from services.retention.evidence import Evidence, Item
@@ -376,21 +377,25 @@ class Store:
     # ------------------------------------------------------------------ waivers
 
     async def propose_waiver(
-        self, order_id: UUID, proposed: ProposedWaiver, holder: str, now: datetime
+        self, order_id: UUID, proposed: ProposedWaiver, holder: str, now: datetime, sign: Signer
     ) -> None:
         """Record that somebody wants to wait no longer for an answer."""
+        content = {
+            "waiver_id": proposed.waiver_id,
+            "order_id": order_id,
+            "holder": holder,
+            "reason": proposed.reason,
+            "staff_id": proposed.staff_id,
+            "proposed_at": now,
+        }
         await self._connection.execute(
             """
             INSERT INTO retention_waiver (waiver_id, order_id, holder, reason, staff_id,
-                                          proposed_at)
-            VALUES ($1, $2, $3, $4, $5, $6)
+                                          proposed_at, key_id, signature)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
             """,
-            proposed.waiver_id,
-            order_id,
-            holder,
-            proposed.reason,
-            proposed.staff_id,
-            now,
+            *content.values(),
+            *sign(proposed.staff_id, "waiver", content),
         )
         await self.evidence.chain([Item("waiver", proposed.waiver_id)], now)
 
@@ -410,16 +415,19 @@ class Store:
         )
         return None if row is None else ProposedWaiver(**row)
 
-    async def confirm_waiver(self, waiver_id: UUID, staff_id: str, now: datetime) -> None:
+    async def confirm_waiver(
+        self, waiver_id: UUID, staff_id: str, now: datetime, sign: Signer
+    ) -> None:
         """Let a waiver count; the database refuses the same person, and an answer that is there."""
+        content = {"waiver_id": waiver_id, "staff_id": staff_id, "confirmed_at": now}
         await self._connection.execute(
             """
-            INSERT INTO retention_waiver_confirmation (waiver_id, staff_id, confirmed_at)
-            VALUES ($1, $2, $3)
+            INSERT INTO retention_waiver_confirmation (waiver_id, staff_id, confirmed_at, key_id,
+                                                       signature)
+            VALUES ($1, $2, $3, $4, $5)
             """,
-            waiver_id,
-            staff_id,
-            now,
+            *content.values(),
+            *sign(staff_id, "waiver_confirmation", content),
         )
         await self.evidence.chain([Item("waiver_confirmation", waiver_id)], now)
 

@@ -125,7 +125,8 @@ def as_text(report: Report) -> str:
     """Return a verification of the evidence as a page of text."""
     head = (
         f"{report.n_links} links, {report.n_contents} of them with their content, "
-        f"{report.n_anchors} anchors"
+        f"{report.n_anchors} anchors, {report.n_signed} acts of staff signed, "
+        f"{report.n_unsigned} from before that"
     )
     if not report.findings:
         return f"{head}: intact"

@@ -29,6 +29,7 @@ from tests.support.answering import receipt_of
 from tests.support.bench import IDS, new_visitor_id
 from tests.support.counting import Counting
 from tests.support.eventually import eventually
+from tests.support.identities import register
 from tests.support.killed import COMMIT, CURSOR, DEED, RELAY, Killed, fence, opened
 from tests.support.protected import Side, open_side, total
 from tests.support.running import metric, ready, send
@@ -387,7 +388,7 @@ async def n_linked(world: World) -> int:
     keys = VerifyKeys(SigningKeys(world.keys["retention_anchor_keys"]).public())
     connection = await db.connect(world.database_url(RETENTION))
     try:
-        report = await Evidence(connection).verify(keys, CLOCK.now().date())
+        report = await Evidence(connection).verify(keys, CLOCK.now().date(), register())
     finally:
         await connection.close()
     assert report.findings == []

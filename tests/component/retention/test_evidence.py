@@ -1,8 +1,9 @@
 """The chain of evidence on real PostgreSQL, attacked as its owner (R-D9, R-D10, D4)."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -18,15 +19,17 @@ from services.chassis.errors import Poison
 from services.privacy import calendar, chain
 from services.privacy.chain import Fault, SigningKeys, VerifyKeys
 from services.privacy.receipts import Signatories
+from services.privacy.staff import BY_SCHEDULE, Signed, Signer, StaffError, sign_nothing
 from services.retention.evidence import CHAIN, Report
 from services.retention.handlers import on_receipts, unless_forged
 from services.retention.person_orders import Author, PersonOrders
-from services.retention.protections import Scope
+from services.retention.protections import Scope, Step
 from services.retention.schedule import load
 from services.retention.settings import DEFAULT_SCHEDULE
 from services.retention.store import Store
 from services.retention.wire import as_text
 from tests.support.bench import IDS, Bench, new_visitor_id, open_bench, received
+from tests.support.identities import key_of, register, sign
 from tests.support.stack import World
 
 WORLD_SERVICES = ("retention",)
@@ -66,7 +69,7 @@ async def as_owner(world: World, *statements: str) -> None:
 async def erase(bench: Bench[Store], n: int = 1) -> list[RetentionOrderV1]:
     """Order erasures; two links each."""
     async with bench.transaction() as ctx:
-        orders = PersonOrders(ctx, SCHEDULE, timedelta(minutes=15))
+        orders = PersonOrders(ctx, SCHEDULE, timedelta(minutes=15), sign=sign)
         for _ in range(n):
             await orders.erase(ANNA, [new_visitor_id()])
         return bench.enqueued(ctx, topics.RETENTION_ORDER, RetentionOrderV1)
@@ -99,7 +102,9 @@ async def anchored(bench: Bench[Store]) -> None:
 
 async def verified(bench: Bench[Store]) -> Report:
     async with bench.transaction() as ctx:
-        return await ctx.store.evidence.verify(PUBLIC, SCHEDULE.evidence_before(REAL_CLOCK.now()))
+        return await ctx.store.evidence.verify(
+            PUBLIC, SCHEDULE.evidence_before(REAL_CLOCK.now()), register()
+        )
 
 
 async def faults(bench: Bench[Store]) -> set[tuple[int, Fault]]:
@@ -159,7 +164,7 @@ async def test_orders_receipts_and_refusals_are_chained_and_intact(bench: Bench[
         ),
         (
             ["UPDATE retention_person_order SET staff_id = 'staff-9'"],
-            {(3, Fault.CONTENT_CHANGED)},
+            {(3, Fault.CONTENT_CHANGED), (3, Fault.SIGNATURE_FORGED)},
         ),
         (
             ["DELETE FROM retention_chain_salt WHERE seq = 6",
@@ -308,7 +313,7 @@ async def test_a_receipt_of_nobody_is_poison_and_changes_nothing(bench: Bench[St
 async def held(bench: Bench[Store], visitor_id: UUID, *, review: bool = False) -> UUID:
     """Place a hold by two persons; with a review by two more."""
     async with bench.transaction() as ctx:
-        orders = PersonOrders(ctx, SCHEDULE, timedelta(minutes=15))
+        orders = PersonOrders(ctx, SCHEDULE, timedelta(minutes=15), sign=sign)
         today = calendar.berlin_date(bench.now)
         hold = await orders.propose_hold(
             ANNA,
@@ -330,7 +335,7 @@ async def held(bench: Bench[Store], visitor_id: UUID, *, review: bool = False) -
 
 async def proposed_and_withdrawn(bench: Bench[Store]) -> UUID:
     async with bench.transaction() as ctx:
-        orders = PersonOrders(ctx, SCHEDULE, timedelta(minutes=15))
+        orders = PersonOrders(ctx, SCHEDULE, timedelta(minutes=15), sign=sign)
         today = calendar.berlin_date(bench.now)
         hold = await orders.propose_hold(
             ANNA,
@@ -345,7 +350,7 @@ async def proposed_and_withdrawn(bench: Bench[Store]) -> UUID:
 
 async def released(bench: Bench[Store], hold: UUID) -> None:
     async with bench.transaction() as ctx:
-        orders = PersonOrders(ctx, SCHEDULE, timedelta(minutes=15))
+        orders = PersonOrders(ctx, SCHEDULE, timedelta(minutes=15), sign=sign)
         await orders.propose_release("staff-1", hold)
         await orders.release_hold("staff-2", hold)
         sent = bench.enqueued(ctx, topics.RETENTION_ORDER, RetentionOrderV1)
@@ -372,8 +377,11 @@ async def test_what_was_done_about_a_hold_cannot_be_forged(
     assert await faults(bench) == set()
     await as_owner(world, forgery)
     found = await faults(bench)
-    assert len(found) == 1
-    assert {fault for _, fault in found} == {Fault.CONTENT_CHANGED}
+    assert len({seq for seq, _ in found}) == 1
+    kinds = {fault for _, fault in found}
+    # what is gone has no signature left; what a hold covers is signed by nobody
+    is_signed = "UPDATE" in forgery and "retention_protection SET" not in forgery
+    assert kinds == {Fault.CONTENT_CHANGED, *([Fault.SIGNATURE_FORGED] if is_signed else [])}
 
 
 async def test_the_evidence_of_a_hold_goes_three_years_after_its_end(bench: Bench[Store]) -> None:
@@ -412,12 +420,14 @@ async def test_a_waiver_is_evidence_and_goes_with_its_order(
     for holder in topics.RETENTION_ORDER.consumers:
         for staff_id in ("staff-1", "staff-2"):
             async with bench.transaction() as ctx:
-                orders = PersonOrders(ctx, SCHEDULE, timedelta(minutes=15))
+                orders = PersonOrders(ctx, SCHEDULE, timedelta(minutes=15), sign=sign)
                 await orders.waive(staff_id, order.order_id, holder, "decommissioned")
     assert await faults(bench) == set()
     forged = "UPDATE retention_waiver_confirmation SET staff_id = 'staff-{}' WHERE staff_id = '{}'"
     await as_owner(world, forged.format(9, "staff-2"))
-    assert {fault for _, fault in await faults(bench)} == {Fault.CONTENT_CHANGED}
+    assert {fault for _, fault in await faults(bench)} == {
+        Fault.CONTENT_CHANGED, Fault.SIGNATURE_FORGED,
+    }  # fmt: skip
     await as_owner(world, forged.format(2, "staff-9"))
     bench.now = now
     await erase(bench)
@@ -425,3 +435,78 @@ async def test_a_waiver_is_evidence_and_goes_with_its_order(
         assert await ctx.store.evidence.drop(before) == 1
     assert not await bench.fetch("SELECT FROM retention_waiver")
     assert await faults(bench) == set()
+
+
+def by_one_key(_staff_id: str, what: str, content: Mapping[str, Any]) -> Signed:
+    """Sign for whomever as staff-1."""
+    return key_of("staff-1").sign(what, content)
+
+
+def unsigned(_staff_id: str, _what: str, _content: Mapping[str, Any]) -> Signed:
+    """Sign nothing."""
+    return Signed(None, None)
+
+
+async def one_for_two(bench: Bench[Store], signer: Signer) -> UUID:
+    """Propose and place a hold under two ids."""
+    today = calendar.berlin_date(bench.now)
+    async with bench.transaction() as ctx:
+        orders = PersonOrders(ctx, SCHEDULE, timedelta(minutes=15), sign=signer)
+        hold = await orders.propose_hold(
+            ANNA,
+            ground="prosecution",
+            scope=Scope(kinds=("ad_use",), from_day=None, before_day=today, names_visitors=False),
+            review_on=today + timedelta(days=30),
+            visitor_ids=(),
+        )
+        await orders.place_hold("staff-2", hold)
+    return hold
+
+
+async def test_one_person_with_two_ids_is_found_by_the_key(bench: Bench[Store]) -> None:
+    """R-D3: by whoever can write as the service, and has one key."""
+    await one_for_two(bench, by_one_key)
+    rows = await bench.fetch(
+        "SELECT seq FROM retention_chain WHERE service = 'placed' OR what = 'person_order'"
+    )
+    step, order = sorted(row["seq"] for row in rows)
+    assert await faults(bench) == {
+        (step, Fault.KEY_OF_ANOTHER), (step, Fault.SAME_PERSON), (order, Fault.KEY_OF_ANOTHER),
+    }  # fmt: skip
+
+
+async def test_the_database_takes_no_persons_act_unsigned(bench: Bench[Store]) -> None:
+    """R-D3, R-C5: whatever the program does; and nobody signs as the schedule."""
+    with pytest.raises(asyncpg.CheckViolationError, match="signed_ck"):
+        await one_for_two(bench, unsigned)
+    with pytest.raises(StaffError, match="signed by that person"):
+        await one_for_two(bench, sign_nothing)
+    hold = await one_for_two(bench, sign)
+    for step, says in (("released", "special threats only"), ("release_proposed", "signed_ck")):
+        with pytest.raises(asyncpg.CheckViolationError, match=says):
+            async with bench.transaction() as ctx:
+                await ctx.store.protections.take_step(
+                    hold, Step(step), BY_SCHEDULE, ctx.now, unsigned
+                )
+    report = await verified(bench)
+    assert (report.findings, report.n_signed, report.n_unsigned) == ([], 3, 0)
+    assert "3 acts of staff signed" in as_text(report)
+
+
+async def test_what_the_schedule_does_is_its_own(bench: Bench[Store]) -> None:
+    """R-D3: a proposal that nobody placed is given up by nobody's hand, and verifies."""
+    today = calendar.berlin_date(bench.now)
+    async with bench.transaction() as ctx:
+        orders = PersonOrders(ctx, SCHEDULE, timedelta(minutes=15), sign=sign)
+        await orders.propose_hold(
+            ANNA,
+            ground="prosecution",
+            scope=Scope(kinds=("ad_use",), from_day=None, before_day=today, names_visitors=False),
+            review_on=today + timedelta(days=30),
+            visitor_ids=(),
+        )
+    bench.now += timedelta(days=4)
+    async with bench.transaction() as ctx:
+        assert await PersonOrders(ctx, SCHEDULE, timedelta(minutes=15)).withdraw_old_proposals()
+    report = await verified(bench)
+    assert (report.findings, report.n_signed, report.n_unsigned) == ([], 1, 0)

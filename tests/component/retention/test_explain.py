@@ -28,6 +28,7 @@ from services.retention.settings import DEFAULT_SCHEDULE
 from services.retention.store import Store
 from services.retention.sweep import issue
 from tests.support.bench import Bench, open_bench, received
+from tests.support.identities import sign
 from tests.support.schedules import reviewed
 from tests.support.stack import World
 
@@ -262,7 +263,7 @@ async def test_a_hold_is_explained_with_its_case_its_steps_and_its_orders(
         names_visitors=False,
     )
     async with bench.transaction() as ctx:
-        orders = PersonOrders(ctx, SCHEDULE, timedelta(minutes=15))
+        orders = PersonOrders(ctx, SCHEDULE, timedelta(minutes=15), sign=sign)
         hold_id = await orders.propose_hold(
             Author(staff_id="staff-1", case_number="STRAF-2026-9"),
             ground="prosecution",
@@ -292,7 +293,7 @@ async def test_an_order_about_persons_is_explained_without_them(
     names = [uuid4() for _ in range(3)]
     silent, *others = topics.RETENTION_ORDER.consumers
     async with bench.transaction() as ctx:
-        orders = PersonOrders(ctx, SCHEDULE, timedelta(minutes=15))
+        orders = PersonOrders(ctx, SCHEDULE, timedelta(minutes=15), sign=sign)
         author = Author(staff_id="staff-1", case_number="AUSK-2026-9")
         (order_id,) = await orders.erase(author, names)
         (order,) = bench.enqueued(ctx, topics.RETENTION_ORDER, RetentionOrderV1)
@@ -301,7 +302,7 @@ async def test_an_order_about_persons_is_explained_without_them(
     told_now: dict[str, Any] = {}
     for staff_id, reason in (("staff-2", "dead_letter"), ("staff-3", None)):
         async with bench.transaction() as ctx:
-            orders = PersonOrders(ctx, SCHEDULE, timedelta(minutes=15))
+            orders = PersonOrders(ctx, SCHEDULE, timedelta(minutes=15), sign=sign)
             await orders.waive(staff_id, order_id, silent, reason)
         told_now = await told(bench, capsys, order_id)
         assert told_now["order"]["is_complete"] is (reason is None)
@@ -330,7 +331,7 @@ async def test_a_hold_s_order_tells_who_proposed_and_who_confirmed(
     today = bench.now.date()
     scope = Scope(kinds=("ad_use",), from_day=None, before_day=today, names_visitors=False)
     async with bench.transaction() as ctx:
-        orders = PersonOrders(ctx, SCHEDULE, timedelta(minutes=15))
+        orders = PersonOrders(ctx, SCHEDULE, timedelta(minutes=15), sign=sign)
         hold_id = await orders.propose_hold(
             Author(staff_id="staff-1", case_number="STRAF-2026-9"),
             ground="prosecution",

@@ -33,6 +33,7 @@ from services.retention.settings import DEFAULT_SCHEDULE
 from services.retention.store import INVARIANTS, Store
 from services.retention.wire import describe
 from tests.support.bench import IDS, Bench, new_visitor_id, open_bench, received
+from tests.support.identities import sign
 from tests.support.stack import World
 
 WORLD_SERVICES = ("retention",)
@@ -62,7 +63,7 @@ class Desk:
 
     async def do(self, name: str, *arguments: object, **more: object):
         async with self.bench.transaction() as ctx:
-            orders = PersonOrders(ctx, self.schedule, QUARTER_HOUR, self.review_max)
+            orders = PersonOrders(ctx, self.schedule, QUARTER_HOUR, self.review_max, sign)
             found = await getattr(orders, name)(*arguments, **more)
             self.sent = self.bench.enqueued(ctx, topics.RETENTION_ORDER, RetentionOrderV1)
         return found
@@ -310,7 +311,8 @@ async def test_the_database_too_wants_two_persons_for_a_waiver(desk: Desk) -> No
     for holder, says in ((silent, "same person"), (other, "is there")):
         waiver = IDS.new()
         await desk.bench.fetch(
-            "INSERT INTO retention_waiver VALUES ($1, $2, $3, 'dead_letter', 'staff-1', now())",
+            "INSERT INTO retention_waiver VALUES ($1, $2, $3, 'dead_letter', 'staff-1', now(), 'k',"
+            " decode(repeat('00', 64), 'hex'))",
             *(waiver, order_id, holder),
         )
         with pytest.raises(asyncpg.CheckViolationError, match=says):
@@ -552,7 +554,8 @@ async def test_the_database_too_lets_no_review_move_back_or_far(desk: Desk) -> N
     ):
         review = IDS.new()
         await desk.bench.fetch(
-            "INSERT INTO retention_review VALUES ($1, $2, $3, 'claim_open', 'staff-1', now())",
+            "INSERT INTO retention_review VALUES ($1, $2, $3, 'claim_open', 'staff-1', now(), 'k',"
+            " decode(repeat('00', 64), 'hex'))",
             *(review, hold, today + timedelta(days=days)),
         )
         with pytest.raises(asyncpg.CheckViolationError, match=says):
