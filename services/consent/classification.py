@@ -84,7 +84,7 @@ CLASSIFICATION: Classification = {
     # of the staff; whom it is about stands in the authority's file only
     "consent_disclosure": personal(
         "proposed_on disclosure_id step staff_id authority legal_ground fields reference_salt"
-        " reference_hash stated_at from_day to_day n_persons transfer_id",
+        " reference_hash stated_at from_day to_day n_persons transfer_id key_id signature",
         kind=DataKind.TRANSFER_RECORD,
         start=PeriodStart.EVENT,
     ),

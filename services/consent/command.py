@@ -16,10 +16,15 @@ from services.consent.classification import TABLES
 from services.consent.declaration import DECLARATION
 from services.consent.settings import Settings
 from services.consent.store import Store
+from services.consent.transfer_store import ConsentStore
 from services.privacy import chain
 from services.privacy.accesses import accesses as read_accesses
+from services.privacy.acts import Act
+from services.privacy.acts import judge as judge_acts
 from services.privacy.chain import Anchor, Entry, Fault, Finding, SigningKeys, Taking, VerifyKeys
+from services.privacy.identify import register_of
 from services.privacy.kept import kept as read_kept
+from services.privacy.staff import StaffError, StaffRegister
 
 EXIT_REFUSED = 2
 EXIT_NOT_INTACT = 3
@@ -37,6 +42,11 @@ async def verify(arguments: Sequence[str]) -> int:
         sys.stderr.write(f"consent: refused: {error}\n")
         return EXIT_REFUSED
     settings = Settings.load()
+    try:
+        register = register_of(DECLARATION.name)
+    except StaffError as error:
+        sys.stderr.write(f"consent: refused: {error}\n")
+        return EXIT_REFUSED
     keys = VerifyKeys(_anchor_keys(settings).public())
     results = []
     for part in chain_store.ALL:
@@ -48,6 +58,10 @@ async def verify(arguments: Sequence[str]) -> int:
             is_of_takings = part == chain_store.TAKINGS
             found = takings if is_of_takings else await ctx.store.chain_part(part)
             results.append(judge(found, keys, proven(takings, keys), kept_anchors))
+    async with transaction(
+        settings.secret("database_url"), DECLARATION.name, ConsentStore, SystemClock()
+    ) as ctx:
+        results.append(judge_disclosures(await ctx.store.transfers.disclosure_acts(), register))
     sys.stdout.write(json.dumps(results, indent=2) + "\n" if asked.json else _as_table(results))
     return 0 if all(result["intact"] for result in results) else EXIT_NOT_INTACT
 
@@ -160,6 +174,27 @@ def judge(
         "anchors": len(part.anchors),
         **({} if kept_anchors is None else {"kept_anchors": len(kept_of_it)}),
         "findings": [_finding(finding) for finding in findings],
+    }
+
+
+def judge_disclosures(acts: Sequence[Act], register: StaffRegister) -> dict[str, Any]:
+    """Return what is to be said of disclosures to authorities: no chain, but signed (R-C4).
+
+    A finding's number is the statement's place in time; it says which disclosure, too.
+    """
+    judged = judge_acts(acts, register)
+    return {
+        "chain": "consent/disclosures",
+        "intact": not judged.findings,
+        "entries": len(acts),
+        "without_record": 0,
+        "anchors": 0,
+        "signed": judged.n_signed,
+        "from_before_signatures": judged.n_unsigned,
+        "findings": [
+            _finding(one) | {"disclosure_id": str(acts[one.seq - 1].pair)}
+            for one in judged.findings
+        ],
     }
 
 

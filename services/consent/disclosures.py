@@ -182,7 +182,7 @@ async def _propose(desk: Desk, asked: argparse.Namespace) -> Any:
             stated_at=ctx.now,
         )
         await ctx.store.transfers.maintain()
-        await ctx.store.transfers.propose(proposal)
+        await ctx.store.transfers.propose(proposal, who.sign)
     return {"disclosure_id": proposal.disclosure_id, "step": "proposed"}
 
 
@@ -199,7 +199,7 @@ async def _approve(desk: Desk, asked: argparse.Namespace) -> Any:
         permit = _permit(_judge(proposal.fields, ctx.now))
         event = to_event(permit, ctx.ids.new())
         try:
-            await store.approve(proposal, who.staff_id, ctx.now, event.transfer_id)
+            await store.approve(proposal, who.staff_id, ctx.now, event.transfer_id, who.sign)
         except asyncpg.CheckViolationError:
             raise RefusedError("a second person must approve it, not who proposed it") from None
         await store.save([to_row(event, DECLARATION.name, ctx.now)])

@@ -1,6 +1,6 @@
 """SQL of transfers and disclosures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
@@ -9,6 +9,8 @@ from uuid import UUID
 from services.chassis import db
 from services.consent.catalogues import Catalogues, known
 from services.consent.store import Store
+from services.privacy.acts import Act
+from services.privacy.staff import Signer
 
 DISCLOSURES_MAX = 1_000
 TRANSFERS_MAX = 1_000
@@ -109,6 +111,14 @@ class Transfer:
     transfer_day: date | None
 
 
+PROPOSED, APPROVED = "disclosure", "disclosure_approval"
+"""Kinds of what is signed."""
+_PROPOSAL_FIELDS = (
+    "disclosure_id", "proposed_on", "staff_id", "authority", "legal_ground", "fields",
+    "from_day", "to_day", "n_persons", "stated_at",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
     """What somebody wants to tell an authority.
@@ -130,6 +140,23 @@ class Proposal:
     reference_salt: bytes
     reference_hash: bytes
     stated_at: datetime
+
+
+def proposal_content(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what whoever proposes a disclosure signs."""
+    found = {name: row.get(name) for name in _PROPOSAL_FIELDS}
+    salt, digest = row.get("reference_salt"), row.get("reference_hash")
+    return found | {
+        "fields": list(found["fields"] or ()),
+        "reference_salt": salt and salt.hex(),
+        "reference_hash": digest and digest.hex(),
+    }
+
+
+def approval_content(row: Mapping[str, Any], proposal: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what whoever approves signs: what was proposed, too."""
+    own = {name: row[name] for name in ("staff_id", "stated_at", "transfer_id")}
+    return own | {"proposal": proposal_content(proposal)}
 
 
 class TransferStore:
@@ -211,19 +238,20 @@ class TransferStore:
 
     # ------------------------------------------------------------------ disclosures
 
-    async def propose(self, proposal: Proposal) -> None:
-        """Append a proposal."""
+    async def propose(self, proposal: Proposal, sign: Signer) -> None:
+        """Append a proposal, signed by who makes it."""
         await self._connection.execute(
             """
             INSERT INTO consent_disclosure (proposed_on, disclosure_id, step, staff_id, authority,
                 legal_ground, fields, reference_salt, reference_hash, stated_at, from_day, to_day,
-                n_persons)
-            VALUES ($1, $2, 'proposed', $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+                n_persons, key_id, signature)
+            VALUES ($1, $2, 'proposed', $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
             """,
             proposal.proposed_on, proposal.disclosure_id, proposal.staff_id, proposal.authority,
             proposal.legal_ground, list(proposal.fields), proposal.reference_salt,
             proposal.reference_hash, proposal.stated_at, proposal.from_day, proposal.to_day,
             proposal.n_persons,
+            *sign(proposal.staff_id, PROPOSED, proposal_content(vars(proposal))),
         )  # fmt: skip
 
     async def proposal(self, disclosure_id: UUID) -> Proposal | None:
@@ -262,7 +290,7 @@ class TransferStore:
         return bool(found)
 
     async def approve(
-        self, proposal: Proposal, staff_id: str, at: datetime, transfer_id: UUID
+        self, proposal: Proposal, staff_id: str, at: datetime, transfer_id: UUID, sign: Signer
     ) -> None:
         """Append the approval; the database refuses one by who proposed (R-C4).
 
@@ -276,11 +304,37 @@ class TransferStore:
         await self._connection.execute(
             """
             INSERT INTO consent_disclosure (proposed_on, disclosure_id, step, staff_id, stated_at,
-                transfer_id)
-            VALUES ($1, $2, 'approved', $3, $4, $5)
+                transfer_id, key_id, signature)
+            VALUES ($1, $2, 'approved', $3, $4, $5, $6, $7)
             """,
             proposal.proposed_on, proposal.disclosure_id, staff_id, at, transfer_id,
+            *sign(staff_id, APPROVED, approval_content(
+                {"staff_id": staff_id, "stated_at": at, "transfer_id": transfer_id},
+                vars(proposal),
+            )),
         )  # fmt: skip
+
+    async def disclosure_acts(self) -> list[Act]:
+        """Return what staff stated about disclosures, in the order in which they did."""
+        rows = await self._connection.fetch(
+            "SELECT * FROM consent_disclosure ORDER BY stated_at, step DESC, disclosure_id"
+        )
+        proposals = {row["disclosure_id"]: row for row in rows if row["step"] == "proposed"}
+        return [
+            Act(
+                seq=seq,
+                what=PROPOSED if row["step"] == "proposed" else APPROVED,
+                staff_id=row["staff_id"],
+                at=row["stated_at"],
+                content=proposal_content(row)
+                if row["step"] == "proposed"
+                else approval_content(row, proposals.get(row["disclosure_id"], {})),
+                key_id=row["key_id"],
+                signature=row["signature"],
+                pair=row["disclosure_id"],
+            )
+            for seq, row in enumerate(rows, start=1)
+        ]
 
     async def disclosures(self) -> list[dict[str, Any]]:
         """Return all disclosures, newest first."""

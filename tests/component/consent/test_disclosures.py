@@ -85,6 +85,39 @@ async def test_two_persons_disclose_and_it_is_recorded_as_a_transfer(shell, owne
         assert await owner.fetchval(sql) == 0
 
 
+async def verified(shell: Shell) -> tuple[int, list[dict[str, str]]]:
+    """Return the status of `verify`, and what it finds in disclosures."""
+    said = await shell.run("verify", "--json")
+    (found,) = [one for one in said.answer if one["chain"] == "consent/disclosures"]
+    return said.code, found["findings"]
+
+
+@pytest.mark.parametrize(
+    ("forgery", "fault"),
+    [
+        ("authority = 'Erika Musterfrau' WHERE step = 'proposed'", "signature_forged"),
+        ("n_persons = 99 WHERE step = 'proposed'", "signature_forged"),
+        ("staff_id = 'staff-3' WHERE step = 'approved'", "signature_forged"),
+        ("transfer_id = NULL WHERE step = 'approved'", "signature_forged"),
+        ("key_id = '0123456789abcdef' WHERE step = 'approved'", "key_unknown"),
+    ],
+)
+async def test_a_disclosure_that_was_changed_afterwards_is_found(shell, owner, forgery, fault):
+    """R-C4, R-C5: by the owner of the database; both halves are signed, over what is told."""
+    id_ = (await shell.run(*PROPOSE)).answer["disclosure_id"]
+    said = await shell.run("disclose", "approve", "--id", id_, "--by", "staff-2")
+    assert said.code == 0, said.err
+    assert await verified(shell) == (0, [])
+    set_, _, where = forgery.partition(" WHERE ")
+    await owner.execute(
+        f"UPDATE consent_disclosure SET {set_} WHERE {where} AND disclosure_id = $1", UUID(id_)
+    )
+    code, found = await verified(shell)
+    assert code == 3
+    assert {(one["fault"], one["disclosure_id"]) for one in found} == {(fault, id_)}
+    await owner.execute("DELETE FROM consent_disclosure WHERE disclosure_id = $1", UUID(id_))
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
