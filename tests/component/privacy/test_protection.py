@@ -415,6 +415,33 @@ async def test_a_restricted_row_under_a_hold_outlives_the_restriction(side: Side
     assert total(released) == {t: (n, 0, 0) for t, n in settled_posting(side).items()}
 
 
+async def test_rows_come_back_into_tables_that_have_grown(side: Side) -> None:
+    """R-G4, D2: a release in which a table got a column; or nobody could lift it any more."""
+    visitor, restriction, hold = new_visitor_id(), IDS.new(), IDS.new()
+    await side.fill(visitor)
+    for protection, action in ((hold, HOLD), (restriction, RESTRICT)):
+        await side.handle(side.order(action, visitor, protection_id=protection))
+    tables = [table.name for table in side.tables if table.name in NAMING]
+    try:
+        for table in tables:
+            await side.owner.execute(f"ALTER TABLE {table} ADD COLUMN later int NOT NULL DEFAULT 7")
+        lift = side.order(UNRESTRICT, protection_id=restriction, before=side.today)
+        assert total(await side.handle(lift)) == of(side, n_restricted=1)
+        grown = await side.owner.fetch(
+            " UNION ALL ".join(f"SELECT later FROM {table}" for table in tables)
+        )
+        assert [row["later"] for row in grown] == [7] * sum(settled_posting(side).values())
+        live = await side.live()
+        # what the hold still has of them is no newer than they are
+        released = await side.handle(side.order(RELEASE, protection_id=hold, before=side.today))
+        assert total(released) == of(side, n_held=1)
+        assert await side.live() == live
+    finally:
+        for table in tables:
+            await side.owner.execute(f"ALTER TABLE {table} DROP COLUMN later")
+    assert await side.violations() == {}
+
+
 async def test_two_restrictions_keep_rows_from_their_tables_until_both_are_lifted(
     side: Side,
 ) -> None:
