@@ -342,7 +342,12 @@ class Store:
         named: those stand together, and not at all where they are few themselves. Returns how many
         figures there are now that were not before.
         """
-        made = await self._db.fetch(_COUNT_NETWORKS, before_day, STATISTICS_VISITORS_MIN)
+        made = await self._db.fetch(
+            _COUNT_NETWORKS,
+            before_day,
+            STATISTICS_VISITORS_MIN,
+            timeout=db.LONG_COMMAND_TIMEOUT_S,
+        )
         return len(made)
 
     async def statistics(self, since: date) -> list[dict[str, Any]]:
