@@ -44,6 +44,15 @@ class Call:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LegProgress:
+    """How far a dialled leg has come; `leg` is `a` (callback) or `b` (destination)."""
+
+    leg: str
+    is_ringing: bool
+    is_answered: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class End:
     """How a call ended."""
 
@@ -320,6 +329,18 @@ class Store:
             "SELECT * FROM call WHERE (call_day, call_id) = ($1, $2)", day_of(call_id), call_id
         )
         return None if row is None else _call(row)
+
+    async def progress(self, call_id: UUID) -> list[LegProgress]:
+        """Return how far the legs of a call have come: leg A before B, only those dialled."""
+        rows = await self._db.fetch(
+            """
+            SELECT leg, ringing_at IS NOT NULL AS is_ringing, answered_at IS NOT NULL AS is_answered
+            FROM call_leg WHERE (call_day, call_id) = ($1, $2) ORDER BY leg
+            """,
+            day_of(call_id),
+            call_id,
+        )
+        return [LegProgress(**row) for row in rows]
 
     async def visitors_with_active_call(self, visitors: Iterable[UUID]) -> set[UUID]:
         """Return those of the visitors who have a call that has not ended."""

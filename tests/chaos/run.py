@@ -19,7 +19,7 @@ from tests.chaos import verdict, witness
 from tests.chaos.adversary import Adversary
 from tests.chaos.faults import carry_out
 from tests.chaos.people import Crowd
-from tests.chaos.plan import Fault, Plan, make_plan
+from tests.chaos.plan import Deed, Fault, Plan, make_plan
 from tests.support.machine import machine
 
 DOUBLED = ("ad_ledger", "call_control")
@@ -94,8 +94,9 @@ class Outcome:
 def read_plan(path: Path) -> tuple[Plan, str]:
     """Return the plan and the verdict of an earlier run's report."""
     document = json.loads(path.read_text(encoding="utf-8"))
-    fields = document["plan"] | {"faults": tuple(Fault(**f) for f in document["plan"]["faults"])}
-    return Plan(**fields), document["verdict"]
+    # JSON says a deed as plain text: a freeze that is none of `Deed` would never thaw
+    faults = tuple(Fault(**f | {"deed": Deed(f["deed"])}) for f in document["plan"]["faults"])
+    return Plan(**document["plan"] | {"faults": faults}), document["verdict"]
 
 
 @contextlib.asynccontextmanager

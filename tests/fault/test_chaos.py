@@ -23,6 +23,7 @@ from tests.chaos.plan import Deed, Fault, Plan
 from tests.chaos.run import (
     DOUBLED,
     PROCESSES,
+    Outcome,
     ended,
     lines,
     new_plan,
@@ -56,6 +57,15 @@ async def test_the_platform_stands_a_short_run(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     outcome.write(path)
     assert read_plan(path) == (short_plan(), "holds")
+
+
+def test_a_replay_thaws_what_it_freezes(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    Outcome(plan=short_plan(), wrong=["something"], figures={}).write(path)
+    plan, said = read_plan(path)
+    assert (plan, said) == (short_plan(), "fails")
+    # equal is not enough: a freeze that is only spelt like one would never thaw
+    assert {type(fault.deed) for fault in plan.faults} == {Deed}
 
 
 @settings(max_examples=50)

@@ -12,12 +12,20 @@ from typing import TypeVar
 from uuid import UUID
 
 import asyncpg
+import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 from typing_extensions import override
 
 from schemas import topics
-from schemas.call import CallCommand, CallCommandV1, CallEndV1, CallRequestV1
+from schemas.call import (
+    CallCommand,
+    CallCommandV1,
+    CallEndV1,
+    CallRequestV1,
+    CallStatus,
+    CallStatusV1,
+)
 from schemas.credit import CreditDecisionV1, CreditOperation, CreditRequestV1
 from schemas.transfer import TransferV1, TransferVerdict
 from services.call_control import store
@@ -26,6 +34,7 @@ from services.call_control.backend import (
     Command,
     Dial,
     EndedBy,
+    Ending,
     EndReason,
     HangUp,
     Leg,
@@ -35,6 +44,7 @@ from services.call_control.backend import (
 from services.call_control.classification import TABLES
 from services.call_control.declaration import DECLARATION
 from services.call_control.handlers import Handlers, Limits
+from services.call_control.http import build_http
 from services.call_control.metrics import CallMetrics
 from services.call_control.settings import Settings
 from services.call_control.store import INVARIANTS, Store
@@ -45,6 +55,7 @@ from services.chassis.clock import SystemClock
 from services.chassis.context import Context
 from services.chassis.db import DayTable
 from services.chassis.service import Service
+from services.gateway.reads import CallView
 from services.privacy import recipients
 from services.privacy.declare import LegalBasis, by_day
 from services.privacy.gate import (
@@ -245,6 +256,24 @@ class Process:
         )
         return [CallEndV1.model_validate_json(row["payload"]) for row in rows]
 
+    async def told(self, call_id: UUID) -> CallStatus:
+        """Return the status that the page was told last."""
+        rows = await self.fetch(
+            "SELECT payload FROM outbox WHERE topic = 'call-status' "
+            "AND convert_from(payload, 'UTF8') LIKE $1 ORDER BY id DESC LIMIT 1",
+            f"%{call_id}%",
+        )
+        return CallStatusV1.model_validate_json(rows[0]["payload"]).status
+
+    async def read(self, call_id: UUID) -> CallView:
+        """Return what the gateway reads of a call, as the gateway understands it."""
+        visitor_id = (await self.row(call_id))["visitor_id"]
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(build_http(self.service)), base_url="http://call-control"
+        ) as client:
+            answer = await client.get(f"/v1/calls/{call_id}?visitor_id={visitor_id}")
+        return CallView.model_validate_json(answer.content)
+
     async def transfers(self, visitor_id: UUID) -> list[TransferV1]:
         """Return what was recorded of a visitor's data that went outside, or did not."""
         rows = await self.fetch("SELECT payload FROM outbox WHERE topic = 'transfer'")
@@ -316,6 +345,43 @@ async def test_a_call_from_order_to_record(process):
     ]  # fmt: skip
     assert process.switch._held == set()
     await process.assert_invariants()
+
+
+async def test_what_is_read_is_what_was_told(process):
+    """R-A1: at every moment of a call the page reads the status that it was told, in its words."""
+    call_id = await process.reserved_call()
+
+    async def both_say(status: CallStatus) -> None:
+        async def said() -> bool:
+            return (await process.told(call_id), (await process.read(call_id)).status) == (
+                status, status,
+            )  # fmt: skip
+
+        await eventually(said, within_s=5, what=status)
+
+    await both_say(CallStatus.RESERVED)
+    await process.take_orders()
+    await both_say(CallStatus.CALLBACK_DIALLING)
+    process.backend.ring(call_id, Leg.A)
+    await both_say(CallStatus.CALLBACK_RINGING)
+    process.backend.answer(call_id, Leg.A)
+    await both_say(CallStatus.DESTINATION_DIALLING)
+    process.backend.ring(call_id, Leg.B)
+    await both_say(CallStatus.DESTINATION_RINGING)
+    process.backend.answer(call_id, Leg.B)
+    await both_say(CallStatus.TALKING)
+    ending = Ending(
+        **process.backend._head(call_id), reason=EndReason.HUNG_UP, ended_by=EndedBy.B,
+        leg=Leg.B, talk_ms=7_000, overrun_ms=0,
+    )  # fmt: skip
+    process.backend._emit(ending)
+    assert (await process.reaches(call_id, "ending"))["ended_at"] is None
+    await both_say(CallStatus.ENDED)
+    found = await process.read(call_id)
+    assert (found.reason, found.talk_ms, found.reserved_ms) == ("hung_up", 7_000, RESERVED_MS)
+    process.backend.end(call_id, EndReason.HUNG_UP, EndedBy.B, talk_ms=7_000)
+    await process.reaches(call_id, "ended")
+    await both_say(CallStatus.ENDED)
 
 
 async def test_an_answer_is_acknowledged_only_when_its_dialog_is_on_disk(process):
