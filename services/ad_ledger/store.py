@@ -294,8 +294,11 @@ WITH day AS (
     ON CONFLICT DO NOTHING RETURNING view_day
 ), view AS (
     SELECT view_day, v.visitor_id, v.ticket_id, v.kind = 'complete' AS is_completed,
-        network(set_masklen(
-            a.address, CASE family(a.address) WHEN 4 THEN 24 ELSE 48 END)) AS network
+        network(set_masklen(a.address, CASE
+            WHEN family(a.address) = 4 THEN 24
+            -- 6to4: the IPv4 address of its host follows these 16 bits
+            WHEN a.address << '2002::/16' THEN 40
+            ELSE 48 END)) AS network
     FROM day JOIN ad_view v USING (view_day)
     JOIN ad_view_address a ON (a.address_day, a.ticket_id) = (v.view_day, v.ticket_id)
 ), many AS (
@@ -339,7 +342,12 @@ class Store:
         named: those stand together, and not at all where they are few themselves. Returns how many
         figures there are now that were not before.
         """
-        made = await self._db.fetch(_COUNT_NETWORKS, before_day, STATISTICS_VISITORS_MIN)
+        made = await self._db.fetch(
+            _COUNT_NETWORKS,
+            before_day,
+            STATISTICS_VISITORS_MIN,
+            timeout=db.LONG_COMMAND_TIMEOUT_S,
+        )
         return len(made)
 
     async def statistics(self, since: date) -> list[dict[str, Any]]:

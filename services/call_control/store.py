@@ -241,8 +241,11 @@ WITH day AS (
     ON CONFLICT DO NOTHING RETURNING call_day
 ), asked AS (
     SELECT call_day, c.visitor_id, c.connected_at IS NOT NULL AS is_connected,
-        network(set_masklen(
-            a.address, CASE family(a.address) WHEN 4 THEN 24 ELSE 48 END)) AS network
+        network(set_masklen(a.address, CASE
+            WHEN family(a.address) = 4 THEN 24
+            -- 6to4: the IPv4 address of its host follows these 16 bits
+            WHEN a.address << '2002::/16' THEN 40
+            ELSE 48 END)) AS network
     FROM day JOIN call c USING (call_day)
     JOIN call_address a ON (a.address_day, a.call_id) = (c.call_day, c.call_id)
 ), many AS (
@@ -274,7 +277,12 @@ class Store:
         named: those stand together, and not at all where they are few themselves. Returns how many
         figures there are now that were not before.
         """
-        made = await self._db.fetch(_COUNT_NETWORKS, before_day, STATISTICS_VISITORS_MIN)
+        made = await self._db.fetch(
+            _COUNT_NETWORKS,
+            before_day,
+            STATISTICS_VISITORS_MIN,
+            timeout=db.LONG_COMMAND_TIMEOUT_S,
+        )
         return len(made)
 
     async def statistics(self, since: date) -> list[dict[str, Any]]:

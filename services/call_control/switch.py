@@ -62,6 +62,7 @@ class Switch:
         self._holder = settings.instance
         self._epoch = 0
         self._renewed_at = 0.0
+        self._renewed_on = service.clock.now()
         self._started = asyncio.Event()
         self._stopping = False
         self._held: set[UUID] = set()
@@ -138,7 +139,17 @@ class Switch:
                 f"another process runs as instance {self._holder}, or this one stood still for "
                 "longer than its lease"
             )
+        self._note_renewed()
+
+    def _note_renewed(self) -> None:
         self._renewed_at = self._service.clock.monotonic()
+        self._renewed_on = self._service.clock.now()
+
+    def _is_past_lease(self) -> bool:
+        """Whether the peers may have taken the calls; durations stand still with the machine."""
+        room = timedelta(seconds=self._settings.holder_lease_s - RENEW_EVERY_S)
+        has_slept = self._service.clock.now() - self._renewed_on >= room
+        return has_slept or self._lease_left_s() <= 0
 
     async def adopt_orphans(self) -> None:
         """Bring down the legs of calls that no living process carries; give up stale requests."""
@@ -164,7 +175,7 @@ class Switch:
     async def _take_epoch(self) -> None:
         async with self._service.transaction() as ctx:
             self._epoch = await ctx.store.take_epoch(self._holder, ctx.now)
-        self._renewed_at = self._service.clock.monotonic()
+        self._note_renewed()
 
     async def _carry_out_orders(self) -> int:
         dials: list[tuple[Call, Cleared]] = []
@@ -302,9 +313,7 @@ class Switch:
     # ------------------------------------------------------------------ what the back end reports
 
     async def _write(self, events: Sequence[backend.Event]) -> None:
-        if self._lease_left_s() <= 0:
-            # frozen meanwhile: what it cut too late is no end by its time, but an orphan's
-            raise errors.Fatal("the lease could not be renewed in time")
+        self._end_past_lease()
         acknowledge: list[backend.Persisted] = []
         lost: set[UUID] = set()
         async with self._service.transaction() as ctx:
@@ -326,6 +335,20 @@ class Switch:
         # they do not)
         for call_id in lost & self._held:
             self._backend.send(backend.HangUp(call_id=call_id, reason=backend.EndReason.ORPHANED))
+
+    def _end_past_lease(self) -> None:
+        """End a process that was frozen: what it cut too late is an orphan's end, none by its time.
+
+        Until somebody takes its calls over no leg need stay up.
+
+        Raises:
+            errors.Fatal: the lease is over.
+        """
+        if not self._is_past_lease():
+            return
+        for call_id in self._held:
+            self._backend.send(backend.HangUp(call_id=call_id, reason=backend.EndReason.ORPHANED))
+        raise errors.Fatal("the lease could not be renewed in time")
 
     async def _note(self, ctx: Context[Store], call: Call, event: backend.Event) -> Call:
         """Write one event; return the call as it is after it."""

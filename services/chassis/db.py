@@ -22,6 +22,8 @@ Connection: TypeAlias = "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionPr
 """A connection, straight or out of the pool."""
 
 COMMAND_TIMEOUT_S = 30.0
+LONG_COMMAND_TIMEOUT_S = 3600.0
+"""Of a statement that meets whole days: cut off, it would begin anew for ever, and nothing go."""
 DAYS_BEHIND = 3
 """Days back for which partitions stand ready: a topic's oldest event (72 h) still finds its day."""
 DAYS_AHEAD = 2

@@ -1,6 +1,6 @@
 """One record, decoded and checked: what a handler sees."""
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -12,6 +12,8 @@ from schemas.wire import WireModel
 from services.chassis import errors, trace
 
 M = TypeVar("M", bound=WireModel)
+_REST_OF_MILLISECOND = timedelta(microseconds=999)
+"""Else what was told and appended within one would be told ahead of its receipt."""
 
 
 class Received(NamedTuple, Generic[M]):
@@ -23,6 +25,8 @@ class Received(NamedTuple, Generic[M]):
         time: `ce_time`, the producer's instant, UTC.
         traceparent: of the event's span; made here where the event had none.
         topic: registry name, without the stack's prefix.
+        appended_at: the broker's instant, whatever the producer's clock said; the end of its
+            millisecond. None where it was not read from Kafka.
     """
 
     event: M
@@ -34,6 +38,7 @@ class Received(NamedTuple, Generic[M]):
     partition: int
     offset: int
     said_origin: datetime | None = None
+    appended_at: datetime | None = None
 
     @property
     def origin(self) -> datetime:
@@ -70,4 +75,5 @@ def decode(topic: Topic, record: Any) -> Received[Any]:
         record.partition,
         record.offset,
         head.origin,
+        datetime.fromtimestamp(record.timestamp / 1000, UTC) + _REST_OF_MILLISECOND,
     )

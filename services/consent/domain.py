@@ -89,7 +89,8 @@ class Decision:
         is_signal: said by the browser for the visitor; an answer of their own goes before it.
         named: recipients whom the version shown named for the purpose; an agreement to the purpose
             as a whole reaches them.
-        is_as_of_receipt: told with an instant that cannot be; taken as of when it came.
+        is_as_of_receipt: told with an instant that cannot be, as one ahead of its receipt; taken
+            as of when it came.
     """
 
     decision_id: UUID
@@ -157,6 +158,7 @@ def judge(
     choices: Sequence[Choice],
     *,
     decided_at: datetime,
+    received_at: datetime,
     now: datetime,
     offer: Offer | None,
     known_recipients: frozenset[tuple[str, str]] = frozenset(),
@@ -167,16 +169,19 @@ def judge(
     What is necessary for the service rests on the contract, not on consent: it cannot be refused.
     What one event both gives and denies is not decided (in doubt, nothing is in force). A denial
     counts whatever was shown and whatever its clock said: with an instant that cannot be, it is
-    taken as of now, and nobody waits for it. An agreement counts only to what was offered, and with
-    an instant that can be.
+    taken as of its receipt, and nobody waits for it. An agreement counts only to what was offered,
+    and with an instant that can be. Nothing counts from later than it came: by a clock that is a
+    little ahead, an agreement would outlast the withdrawal that came after it.
 
     Args:
+        received_at: when it came, by a clock that is not its teller's; not after `now`.
         offer: of the version and wording that were shown; None = nobody knows them.
         known_recipients: (purpose, recipient) of the register and of all catalogues.
         is_signal: said by the browser for the visitor.
     """
     assert decided_at.tzinfo is not None
-    untimely = _untimely(decided_at, now)
+    untimely = _untimely(decided_at, received_at, now)
+    is_as_of_receipt = untimely is not None or decided_at > received_at
     decisions: list[Decision] = []
     refusals: list[Refusal] = []
     for purpose, recipient in dict.fromkeys((c.purpose, c.recipient) for c in choices):
@@ -196,20 +201,20 @@ def judge(
                 decision_id=decision_id,
                 purpose=purpose,
                 verdict=choice.verdict,
-                decided_at=now if untimely else decided_at,
+                decided_at=received_at if is_as_of_receipt else decided_at,
                 recipient=recipient,
                 is_signal=is_signal,
                 named=named(offer, choice),
-                is_as_of_receipt=untimely is not None,
+                is_as_of_receipt=is_as_of_receipt,
             )
         )
     return Judged(decisions=tuple(decisions), refusals=tuple(refusals))
 
 
-def _untimely(decided_at: datetime, now: datetime) -> Refusal | None:
+def _untimely(decided_at: datetime, received_at: datetime, now: datetime) -> Refusal | None:
     if decided_at < now - AGE_MAX:
         return Refusal.TOO_OLD
-    return Refusal.FROM_THE_FUTURE if decided_at > now + AHEAD_MAX else None
+    return Refusal.FROM_THE_FUTURE if decided_at > received_at + AHEAD_MAX else None
 
 
 def _refusal(
@@ -247,10 +252,9 @@ def named(offer: Offer | None, choice: Choice) -> frozenset[str]:
 def as_last_word(decision: Decision, known: Iterable[Decision]) -> Decision:
     """Return a denial that was taken as of its receipt so that nothing before it outlasts it.
 
-    An agreement may have been told some minutes ahead, and of one instant the higher id would win,
-    which follows from the wrong clock too.
+    Of one instant the higher id would win, which follows from the wrong clock too.
     """
-    if not decision.is_as_of_receipt:
+    if not decision.is_as_of_receipt or decision.verdict not in DENIALS:
         return decision
     instants = [one.decided_at for one in known if one.purpose == decision.purpose]
     latest = max(instants, default=decision.decided_at - _TICK)
@@ -271,15 +275,15 @@ class Novelty(StrEnum):
 def compare(known: Mapping[Key, Decision], decision: Decision) -> Novelty:
     """Say whether a decision is new; the same key with another content contradicts.
 
-    A denial that was taken as of its receipt comes again with the instant that it was told with, or
-    with that of another receipt: the first one stands.
+    What was taken as of its receipt comes again with the instant that it was told with, or with
+    that of another receipt: the first one stands. An agreement was told a little ahead at most.
     """
     earlier = known.get(decision.key)
     if earlier is None:
         return Novelty.NEW
-    if decision.verdict in DENIALS and (
-        decision.is_as_of_receipt or earlier.decided_at < decision.decided_at
-    ):
+    later_by = decision.decided_at - earlier.decided_at
+    later_max = timedelta.max if decision.verdict in DENIALS else AHEAD_MAX
+    if decision.is_as_of_receipt or timedelta(0) < later_by <= later_max:
         decision = replace(decision, decided_at=earlier.decided_at)
     return Novelty.KNOWN if earlier == decision else Novelty.CONTRADICTS
 

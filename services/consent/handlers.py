@@ -67,6 +67,7 @@ def _record(ctx: Context[Store], fold: _Fold, received: Received[ConsentV1]) -> 
             for choice in event.choices
         ],
         decided_at=received.time,
+        received_at=min(received.appended_at or ctx.now, ctx.now),
         now=ctx.now,
         offer=_offer(event),
         known_recipients=known_recipients(),

@@ -5,7 +5,8 @@ deed and no deed without its receipt. An order that comes again gets the receipt
 Rows are dropped, erased and set aside by the database owner's functions (`privacy_0003`), which
 spare what is protected whatever this code does; what is settled before is the service's.
 
-A poll only notes its drops (`retention_later`), for they take locks that nobody can pass: each is
+A poll only notes its drops (`retention_later`), for they take locks that nobody can pass, and what
+is about everybody's rows (a hold without names, its end), for a poll must not last so long: each is
 carried out in a transaction of its own, at once after that, by the task of `waiting.py`.
 """
 
@@ -163,12 +164,12 @@ class Executor:
         found = await store.waiting(self._tried_last, WAITING_MAX)
         n_done = 0
         for order in found:
-            is_drop = order.action in _DROPPING
-            if is_drop and n_done:
+            is_alone = order.action in _ALONE
+            if is_alone and n_done:
                 return True
             self._tried_last = order.order_id
             n_done += await self._try_again(ctx, store, order)
-            if is_drop and n_done:
+            if is_alone and n_done:
                 return True
         if len(found) == WAITING_MAX:
             return True
@@ -241,12 +242,27 @@ class Executor:
         if order.action is RetentionAction.ANONYMISE and not self._can_count(tables):
             # whoever let it pass would destroy what was to be known, or keep what was to go
             raise Poison("no_anonymiser")
-        if order.action not in _DROPPING:
+        if order.action in _DROPPING:
+            if not tables:
+                return ()
+        elif not await self._is_about_everybody(store, order):
             return await self._carry_out(ctx, store, order)
-        if not tables:
-            return ()
+        elif order.action is RetentionAction.HOLD:
+            # at once, so that nothing goes while its rows are yet to be counted
+            await _protect(ctx, store, order)
         self._is_noted.set()
         return None
+
+    async def _is_about_everybody(self, store: "_Store", order: RetentionOrderV1) -> bool:
+        """Whether a hold, or its end, meets the rows of all visitors: as many as a drop."""
+        if order.action is RetentionAction.HOLD:
+            return not order.visitor_ids
+        if order.action is not RetentionAction.RELEASE:
+            return False
+        known = await store.protection(order.protection_id)
+        return known is not None and not (
+            known.is_over or known.is_restriction or known.names_visitors
+        )
 
     def _can_count(self, tables: Sequence[Table]) -> bool:
         """Whether figures are made of all that these hold."""
@@ -401,6 +417,8 @@ def _done(ctx: Context[Any], order: RetentionOrderV1, counts: Counts) -> "_Done"
 
 _PROTECTING = (RetentionAction.HOLD, RetentionAction.RESTRICT)
 _DROPPING = (RetentionAction.DROP, RetentionAction.ANONYMISE)
+_ALONE = (*_DROPPING, RetentionAction.HOLD, RetentionAction.RELEASE)
+"""What takes long where it waits: no other order in its transaction."""
 
 
 def _what_is_done_together(received: Received[RetentionOrderV1]) -> tuple[object, ...]:
@@ -538,6 +556,7 @@ class _Store:
             order.order_id,
             DROP_AGAIN_TRY_FOR if again else DROP_TRY_FOR,
             again,
+            timeout=db.LONG_COMMAND_TIMEOUT_S,
         )
         await self._limit_lock_waits(usual)
         return tuple(TableCount(**row) for row in rows)
@@ -633,7 +652,9 @@ class _Store:
 
     async def held(self, order: RetentionOrderV1) -> Counts:
         rows = await self._connection.fetch(
-            "SELECT source, n_rows FROM privacy_count($1)", order.protection_id
+            "SELECT source, n_rows FROM privacy_count($1)",
+            order.protection_id,
+            timeout=db.LONG_COMMAND_TIMEOUT_S,
         )
         return tuple(
             TableCount(table=row["source"], n_partitions=0, n_rows=0, n_held=row["n_rows"])
@@ -648,6 +669,7 @@ class _Store:
             order.action is RetentionAction.UNRESTRICT,
             order.before_day,
             now,
+            timeout=db.LONG_COMMAND_TIMEOUT_S,
         )
         return tuple(
             TableCount.model_validate(

@@ -8,6 +8,7 @@ from uuid import UUID
 from schemas import topics
 from schemas.retention import DataKind, RetentionAction, RetentionOrderV1
 from services.chassis.context import Context
+from services.privacy import calendar
 from services.retention import domain, records
 from services.retention.domain import Order
 from services.retention.schedule import Due, Schedule
@@ -44,7 +45,7 @@ async def issue(
     )
     for entry in due:
         earlier = await ctx.store.last_attempt(entry.kind.value, entry.before_day)
-        if earlier is not None and not (again or entry.is_repeated):
+        if earlier is not None and not again and _stands_for(earlier, entry):
             await ctx.store.link(sweep_id, earlier.order_id, is_new=False)
             continue
         order = _order(ctx, entry, as_of, overdue_after, services)
@@ -56,6 +57,15 @@ async def issue(
     await ctx.store.evidence.drop(schedule.evidence_before(as_of))
     await records.issue_due(ctx, schedule, as_of, sweep_id)
     return sweep_id
+
+
+def _stands_for(earlier: Order, due: Due) -> bool:
+    """Whether an order of the same cut has taken all that is due now.
+
+    One of a day under way has not: the rest of that day was still to come (a threat that began).
+    """
+    is_of_days_over = calendar.utc_date(earlier.as_of) >= due.before_day
+    return is_of_days_over and not due.is_repeated
 
 
 def _order(

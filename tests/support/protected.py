@@ -216,10 +216,13 @@ class Side:
 async def carry_out(
     bench: Bench[Any], executor: Executor, *orders: RetentionOrderV1
 ) -> list[RetentionReceiptV1]:
-    """Handle orders as one poll, then what waits where it brings drops; return the receipts."""
+    """Handle orders as one poll, then what it has noted for at once; return the receipts."""
     receipts = await poll(bench, executor, *orders)
-    cuts = (RetentionAction.DROP, RetentionAction.ANONYMISE)
-    has_more = any(order.action in cuts for order in orders)
+    noted = (RetentionAction.DROP, RetentionAction.ANONYMISE, RetentionAction.RELEASE)
+    has_more = any(
+        order.action in noted or (order.action is RetentionAction.HOLD and not order.visitor_ids)
+        for order in orders
+    )
     while has_more:
         has_more, found = await retry(bench, executor)
         receipts += found

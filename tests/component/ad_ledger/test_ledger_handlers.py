@@ -614,7 +614,12 @@ async def test_few_visitors_are_not_told_of_at_all(bench, handlers, uncounted):
     await drop_today(bench, handlers, DataKind.IP_ADDRESS)
     assert await uncounted.fetch("SELECT * FROM ad_statistics") == []
     assert len(await uncounted.fetch("SELECT * FROM ad_statistics_day")) >= 1
-    for network, n_visitors in (("192.0.2.0/24", 9), ("192.0.2.128/25", 10), ("2001:db8::/64", 10)):
+    for network, n_visitors in (
+        ("192.0.2.0/24", 9),
+        ("192.0.2.128/25", 10),
+        ("2001:db8::/64", 10),
+        ("2002:c000:207::/48", 10),
+    ):
         with pytest.raises(asyncpg.CheckViolationError):
             await uncounted.execute(
                 "INSERT INTO ad_statistics VALUES (current_date, $1::text::cidr, $2, 1, 1)",

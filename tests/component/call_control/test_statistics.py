@@ -51,9 +51,25 @@ async def test_calls_are_counted_by_network_before_their_addresses_go(
         assert len((await side.live())["call"]) >= n_visitors
 
 
+async def test_an_address_inside_an_address_is_truncated_too(side: Side) -> None:
+    """R-C2: the first 48 bits of a 6to4 address are a whole IPv4 address, its host included."""
+    for _ in range(10):
+        await side.fill(new_visitor_id())
+    await side.owner.execute("UPDATE call_address SET address = '2002:c000:0207::1'")
+    await side.handle(side.order(RetentionAction.ANONYMISE, kinds=(DataKind.IP_ADDRESS,)))
+    async with side.bench.transaction() as ctx:
+        (found,) = await ctx.store.statistics(side.today)
+    assert (found["network"], found["n_visitors"]) == ("2002:c000:200::/40", 10)
+
+
 async def test_the_database_refuses_what_would_tell_of_few(side: Side) -> None:
     """R-C2: also from whoever writes past the handler."""
-    for network, n_visitors in (("192.0.2.0/24", 9), ("192.0.2.128/25", 10), ("2001:db8::/64", 10)):
+    for network, n_visitors in (
+        ("192.0.2.0/24", 9),
+        ("192.0.2.128/25", 10),
+        ("2001:db8::/64", 10),
+        ("2002:c000:207::/48", 10),
+    ):
         with pytest.raises(asyncpg.CheckViolationError):
             await side.owner.execute(
                 "INSERT INTO call_statistics VALUES (current_date, $1::text::cidr, $2, 1, 1)",

@@ -78,7 +78,7 @@ from tests.support.stack import World
 
 WORLD_SERVICES = ("call_control",)
 RESERVED_MS = 30_000
-LEASE_S = 3.0
+LEASE_S = 6.0
 C = TypeVar("C", Dial, HangUp, Persisted, TearDown)
 
 
@@ -88,11 +88,17 @@ class MovableClock(SystemClock):
     def __init__(self) -> None:
         """Begin with the machine's instant."""
         self.ahead = timedelta()
+        self.stopped_s = 0.0
 
     @override
     def now(self) -> datetime:
         """Return the instant; durations do not jump, as on a machine that was suspended."""
         return super().now() + self.ahead
+
+    @override
+    def monotonic(self) -> float:
+        """Return seconds; they go on where only the process stood still."""
+        return super().monotonic() + self.stopped_s
 
 
 class LossyService(Service[Store]):
@@ -488,6 +494,7 @@ async def test_what_was_cleared_too_long_ago_is_not_dialled(process):
     await process.take_orders()
     assert process.sent(Dial, call_id) == []
     assert call_id not in process.switch._held
+    process.switch._note_renewed()  # as its task does meanwhile
     await process.look_for_orphans()
     await process.reaches(call_id, "ended")
     assert len(await process.ends(call_id)) == 1
@@ -694,6 +701,34 @@ async def test_a_process_that_stood_still_loses_its_calls_and_ends_itself(proces
     assert await process.ends(call_id) == []
     with pytest.raises(errors.Fatal, match="stood still"):
         await asyncio.wait_for(process.switch.keep_lease(), 2)
+
+
+@pytest.mark.parametrize("is_suspended", [False, True], ids=["process stopped", "machine asleep"])
+async def test_what_was_cut_too_late_is_settled_as_an_orphans_end(process, world, is_suspended):
+    """C2, C3, C4: nobody took the call meanwhile; its late end is not one by its time."""
+    call_id = await process.talking_call()
+    slept = timedelta(milliseconds=RESERVED_MS) + timedelta(seconds=LEASE_S + 5)
+    process.clock.ahead += slept
+    if not is_suspended:
+        process.clock.stopped_s += slept.total_seconds()
+    process.backend.end(call_id, EndReason.TALK_LIMIT, EndedBy.PLATFORM)
+    with pytest.raises(errors.Fatal, match="in time"):
+        await asyncio.wait_for(asyncio.shield(process.running), 5)
+    assert [h.reason for h in process.sent(HangUp, call_id)] == [EndReason.ORPHANED]
+    assert (await process.row(call_id))["state"] == "talking"
+    assert await process.ends(call_id) == []
+    await process.die()
+    async with a_process(world) as reborn:
+        reborn.clock.ahead = process.clock.ahead
+        reborn.switch._note_renewed()
+        await reborn.look_for_orphans()
+        row = await reborn.reaches(call_id, "ended")
+        assert row["reason"] == "orphaned"
+        assert row["talk_ms"] == row["reserved_ms"] + row["overrun_ms"]
+        assert [end.talk_ms for end in await reborn.ends(call_id)] == [row["talk_ms"]]
+        legs = await reborn.fetch("SELECT is_down FROM call_leg WHERE call_id = $1", call_id)
+        assert [leg["is_down"] for leg in legs] == [True, True]
+        await reborn.assert_invariants()
 
 
 async def test_a_lease_that_cannot_be_renewed_ends_the_process_in_time(process, world):

@@ -121,14 +121,14 @@ async def test_the_same_decision_again_records_and_publishes_nothing(bench: Benc
 
 async def test_withdrawal_is_published_and_keeps_when_it_was_in_force(bench: Bench[Store]) -> None:
     """R-F3, K2: for the future only."""
-    visitor, later = new_visitor_id(), bench.now + timedelta(minutes=1)
-    await take(bench, (consent(visitor, (Purpose.MARKETING, GIVEN)), bench.now))
+    visitor, earlier, later = new_visitor_id(), bench.now - timedelta(minutes=1), bench.now
+    await take(bench, (consent(visitor, (Purpose.MARKETING, GIVEN)), earlier))
     (state,) = await take(bench, (consent(visitor, (Purpose.MARKETING, WITHDRAWN)), later))
     (purpose,) = state.purposes
     assert (purpose.in_force, purpose.since, purpose.reaches) == (False, later, NAMED)
     assert [(c.decision, c.at) for c in purpose.changes] == [
         (WITHDRAWN, later),
-        (GIVEN, bench.now),
+        (GIVEN, earlier),
     ]
 
 
@@ -403,8 +403,40 @@ async def test_a_denial_by_a_wrong_clock_outlasts_what_came_before_it(
     (state,) = await take(bench, (event, bench.now - timedelta(days=9)))
     assert in_force(state) == {"marketing": False}
     again = consent(visitor, (Purpose.MARKETING, GIVEN))
-    (state,) = await take(bench, (again, bench.now + ahead + timedelta(seconds=1)))
+    bench.now += timedelta(seconds=1)
+    (state,) = await take(bench, (again, bench.now + ahead))
     assert in_force(state) == {"marketing": True}, "and whoever agrees after it has agreed"
+
+
+async def test_an_agreement_told_ahead_counts_from_when_kafka_had_it(bench: Bench[Store]) -> None:
+    """K2, R-F3: read hours later, its instant is not ahead any more; the withdrawal still holds."""
+    visitor, came_at = new_visitor_id(), bench.now
+    given, withdrawn = (
+        received(topics.CONSENT, consent(visitor, (Purpose.MARKETING, verdict)), at)._replace(
+            appended_at=appended_at
+        )
+        for verdict, at, appended_at in (
+            (GIVEN, came_at + timedelta(minutes=4), came_at),
+            (WITHDRAWN, came_at + timedelta(minutes=1), came_at + timedelta(minutes=1)),
+        )
+    )
+    bench.now += timedelta(hours=2)
+    async with bench.transaction() as ctx:
+        await on_consents(ctx, [given, withdrawn])
+        assert ctx.counts["consent", "taken_as_of_receipt"] == 1
+    state = await _served(bench, visitor)
+    assert in_force(state) == {"marketing": False}
+    (row,) = await bench.fetch(
+        "SELECT * FROM consent_record WHERE decision_id = $1", given.event.decision_id
+    )
+    assert row["decided_at"] == came_at
+    # a broker whose clock is ahead of ours makes nothing later than now
+    other = new_visitor_id()
+    told_at = bench.now + timedelta(minutes=4)
+    record = received(topics.CONSENT, consent(other, (Purpose.MARKETING, GIVEN)), told_at)
+    async with bench.transaction() as ctx:
+        await on_consents(ctx, [record._replace(appended_at=bench.now + timedelta(hours=1))])
+    assert (await _served(bench, other)).purposes[0].since == bench.now
 
 
 async def test_a_denial_by_a_wrong_clock_of_whom_nobody_knew_has_its_link(

@@ -187,6 +187,11 @@ async def test_a_drop_has_a_transaction_of_its_own(
             begun_s = monotonic()
             dropping = asyncio.create_task(carry_out(side.bench, side.executor, one))
             await other.execute("SET lock_timeout = '700ms'")
+            # who locks its table any sooner makes the first one give way as well
+            done = "SELECT count(*) FROM retention_done WHERE order_id = $1"
+            while not await side.owner.fetchval(done, one.order_id):
+                assert not dropping.done(), "the first one waited for the second one's end"
+                await asyncio.sleep(0.01)
             while not dropping.done():
                 await other.execute(f"BEGIN; LOCK {locked} IN ROW EXCLUSIVE MODE; COMMIT")
                 await asyncio.sleep(0.01)

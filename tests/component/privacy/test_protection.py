@@ -1,7 +1,9 @@
 """Erase, hold, release and restrict on the real tables of each service (R-D3, R-G3, R-G4, D2)."""
 
+import asyncio
 import importlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -10,6 +12,7 @@ import asyncpg
 import pytest
 
 from schemas.retention import DataKind, RetentionAction, RetentionReceiptV1
+from services.chassis import db
 from services.chassis.errors import Poison
 from services.privacy import calendar
 from services.privacy import executor as executor_module
@@ -18,7 +21,7 @@ from services.privacy.waiting import TASK
 from services.retention.schedule import YearsPeriod, load
 from services.retention.settings import DEFAULT_SCHEDULE
 from tests.support.bench import IDS, new_visitor_id
-from tests.support.protected import KINDS, Side, open_side, total
+from tests.support.protected import KINDS, Side, open_side, poll, total
 from tests.support.stack import World
 
 WORLD_SERVICES = ("ad_ledger", "call_control", "consent")
@@ -336,6 +339,62 @@ async def test_a_hold_of_a_kind_and_days_needs_no_visitor(world: World) -> None:
         assert total(released) == {"consent_record": (1, 0, 0)}
 
 
+async def test_what_is_about_everybody_is_no_part_of_a_poll(calls: Side) -> None:
+    """D2, D3: in force at once; its rows are counted, and given up, beside the other records."""
+    visitor, hold = new_visitor_id(), IDS.new()
+    await calls.fill(visitor)
+    placed, release = (
+        calls.order(HOLD, protection_id=hold),
+        calls.order(RELEASE, protection_id=hold),
+    )
+    assert await poll(calls.bench, calls.executor, placed) == []
+    protections = "SELECT count(*) FROM privacy_protection WHERE released_at IS NULL"
+    assert await calls.owner.fetchval(protections) == 1
+    (receipt,) = await calls.retry()
+    assert (receipt.order_id, total([receipt])) == (
+        placed.order_id, {t: (0, n, 0) for t, n in ROWS["call_control"].items()},
+    )  # fmt: skip
+    await calls.handle(*calls.drops())
+    kept = await calls.kept()
+    assert await poll(calls.bench, calls.executor, release, placed) == [receipt]
+    assert await calls.kept() == kept
+    (receipt,) = await calls.retry()
+    assert (receipt.order_id, total([receipt])) == (release.order_id, gone(calls))
+    assert await poll(calls.bench, calls.executor, release) == [receipt]
+    assert await calls.kept() == {}
+    assert await calls.violations() == {}
+
+
+async def test_a_day_of_which_much_is_held_goes_all_the_same(calls: Side) -> None:
+    """D1, D2: as long as it takes. A limit as of other statements would undo it again and again."""
+    hold, limit_s = IDS.new(), 3.0
+    await calls.fill(new_visitor_id())
+    hurried = await db.connect(calls.bench.url, command_timeout_s=limit_s)
+    side = replace(calls, bench=replace(calls.bench, connection=hurried))
+    try:
+        await calls.owner.execute(
+            f"""
+            CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN PERFORM pg_sleep({limit_s + 1}); RETURN NEW; END $$;
+            CREATE TRIGGER slow BEFORE INSERT ON privacy_kept FOR EACH ROW
+                WHEN (NEW.source = 'call') EXECUTE FUNCTION slow();
+            CREATE TRIGGER slow BEFORE UPDATE ON privacy_protection FOR EACH ROW
+                EXECUTE FUNCTION slow()
+            """
+        )
+        await calls.owner.execute("BEGIN; LOCK TABLE call IN ACCESS EXCLUSIVE MODE")
+        placing = asyncio.create_task(side.handle(side.order(HOLD, protection_id=hold)))
+        await asyncio.sleep(limit_s + 1)
+        await calls.owner.execute("COMMIT")
+        assert len(await placing) == 1
+        assert set(total(await side.handle(*side.drops()))) == set(ROWS["call_control"])
+        assert total(await side.handle(side.order(RELEASE, protection_id=hold))) == gone(calls)
+    finally:
+        await hurried.close()
+        await calls.owner.execute("ROLLBACK")
+        await calls.owner.execute("DROP FUNCTION IF EXISTS slow CASCADE")
+
+
 async def test_a_held_address_outlives_the_call_that_names_its_person(calls: Side) -> None:
     """D2, R-D2: its period may be longer than the call's; without the call nobody could find it."""
     visitor, hold = new_visitor_id(), IDS.new()
@@ -413,6 +472,33 @@ async def test_a_restricted_row_under_a_hold_outlives_the_restriction(side: Side
     assert {t: len(rows) for t, rows in (await side.kept()).items()} == settled_posting(side)
     released = await side.handle(side.order(RELEASE, protection_id=hold))
     assert total(released) == {t: (n, 0, 0) for t, n in settled_posting(side).items()}
+
+
+async def test_rows_come_back_into_tables_that_have_grown(side: Side) -> None:
+    """R-G4, D2: a release in which a table got a column; or nobody could lift it any more."""
+    visitor, restriction, hold = new_visitor_id(), IDS.new(), IDS.new()
+    await side.fill(visitor)
+    for protection, action in ((hold, HOLD), (restriction, RESTRICT)):
+        await side.handle(side.order(action, visitor, protection_id=protection))
+    tables = [table.name for table in side.tables if table.name in NAMING]
+    try:
+        for table in tables:
+            await side.owner.execute(f"ALTER TABLE {table} ADD COLUMN later int NOT NULL DEFAULT 7")
+        lift = side.order(UNRESTRICT, protection_id=restriction, before=side.today)
+        assert total(await side.handle(lift)) == of(side, n_restricted=1)
+        grown = await side.owner.fetch(
+            " UNION ALL ".join(f"SELECT later FROM {table}" for table in tables)
+        )
+        assert [row["later"] for row in grown] == [7] * sum(settled_posting(side).values())
+        live = await side.live()
+        # what the hold still has of them is no newer than they are
+        released = await side.handle(side.order(RELEASE, protection_id=hold, before=side.today))
+        assert total(released) == of(side, n_held=1)
+        assert await side.live() == live
+    finally:
+        for table in tables:
+            await side.owner.execute(f"ALTER TABLE {table} DROP COLUMN later")
+    assert await side.violations() == {}
 
 
 async def test_two_restrictions_keep_rows_from_their_tables_until_both_are_lifted(

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from datetime import datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 import asyncpg
@@ -26,6 +26,7 @@ from services.retention.command import EXIT_NOT_COMPLETE, EXIT_REFUSED, Request,
 from services.retention.domain import Answer, Sweep
 from services.retention.handlers import on_receipts
 from services.retention.http import build_http
+from services.retention.schedule import Schedule
 from services.retention.settings import Settings
 from services.retention.store import INVARIANTS, Age, Store
 from services.retention.sweep import issue
@@ -155,6 +156,35 @@ async def test_the_same_cut_is_ordered_once(bench: Bench[Store]) -> None:
     assert orders == []
     ids = [standing.order.order_id for standing in first.orders]
     assert [standing.order.order_id for standing in second.orders] == ids
+
+
+async def test_a_cut_of_a_day_under_way_is_ordered_again_once_that_day_is_due(
+    bench: Bench[Store],
+) -> None:
+    """R-D2, R-C3: a threat begins, and what its first days keep still goes after seven."""
+    first_day = bench.now.replace(hour=0, minute=30)
+    document = json.loads(SCHEDULE.model_dump_json(exclude_none=True))
+    document["threat_assessments"] = [
+        {"assessed_on": str((first_day + timedelta(days=n)).date()), "level": level,
+         "author": "test", "reason": "test"}
+        for n, level in ((-30, "none"), (1, "normal"))
+    ]  # fmt: skip
+    rules = Schedule.model_validate_json(json.dumps(document))
+
+    async def addresses_before(as_of: datetime) -> list[date]:
+        async with bench.transaction() as ctx:
+            await issue(ctx, rules, as_of, overdue_after=QUARTER_HOUR)
+            orders = bench.enqueued(ctx, topics.RETENTION_ORDER, RetentionOrderV1)
+        return [order.before_day for order in orders if order.kind is DataKind.IP_ADDRESS]
+
+    tomorrow = (first_day + timedelta(days=1)).date()
+    # no threat: the day under way goes, with each sweep
+    assert await addresses_before(first_day) == [tomorrow]
+    assert await addresses_before(first_day + timedelta(hours=20)) == [tomorrow]
+    # what was written after the last sweep of that day, and on it by events that came late
+    goes_at = datetime.combine(tomorrow, time(), UTC) + timedelta(days=6, hours=-2)
+    assert tomorrow in await addresses_before(goes_at + timedelta(minutes=1))
+    assert await addresses_before(goes_at + timedelta(hours=1)) == []
 
 
 async def test_two_sweeps_at_once_order_a_cut_once(bench: Bench[Store], world: World) -> None:

@@ -41,7 +41,7 @@ def request() -> CreditRequestV1:
 
 def read_back(row: OutboxRow) -> Received[Any]:
     record = SimpleNamespace(
-        headers=row.headers, value=row.payload, key=row.key, partition=0, offset=0
+        headers=row.headers, value=row.payload, key=row.key, partition=0, offset=0, timestamp=0
     )
     return decode(topics.BY_NAME[row.topic], record)
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.consent.domain import (
+    AHEAD_MAX,
     CHANGES_MAX,
     DENIALS,
     NO_ANSWER,
@@ -58,6 +59,7 @@ def judged(
         ID,
         [Choice(purpose=purpose, verdict=verdict) for purpose, verdict in choices],
         decided_at=at,
+        received_at=NOW,
         now=NOW,
         offer=offer,
     )
@@ -216,6 +218,7 @@ def test_what_can_be_recorded(choice, offer, is_signal, refusal):
         ID,
         [choice],
         decided_at=NOW,
+        received_at=NOW,
         now=NOW,
         offer=offer,
         known_recipients=known,
@@ -288,8 +291,55 @@ def test_the_same_key_with_another_content_contradicts():
     assert compare({}, first) is Novelty.NEW
     assert compare(known, decision(1, GIVEN)) is Novelty.KNOWN
     assert compare(known, decision(1, REFUSED)) is Novelty.CONTRADICTS
-    moved = replace(first, decided_at=first.decided_at + timedelta(seconds=1))
-    assert compare(known, moved) is Novelty.CONTRADICTS, "an agreement has one instant"
+    for moved_by in (-timedelta(seconds=1), AHEAD_MAX + timedelta(seconds=1)):
+        moved = replace(first, decided_at=first.decided_at + moved_by)
+        assert compare(known, moved) is Novelty.CONTRADICTS, "an agreement has one instant"
+    # told ahead of its receipt, by no more than that: the same one
+    assert compare(known, replace(first, decided_at=NOW + AHEAD_MAX)) is Novelty.KNOWN
+
+
+WITHIN = st.timedeltas(timedelta(0), AHEAD_MAX)
+
+
+@given(ahead=WITHIN, later=WITHIN, waited=WITHIN, again=WITHIN)
+def test_no_agreement_told_ahead_outlasts_the_withdrawal_after_it(ahead, later, waited, again):
+    """K2, R-F3: each counts from its receipt at the latest, delivered again or processed late."""
+
+    def told(n: int, verdict: Verdict, at: datetime, received_at: datetime) -> Decision:
+        (found,) = judge(
+            UUID(int=n),
+            [Choice(purpose="marketing", verdict=verdict)],
+            decided_at=at,
+            received_at=received_at,
+            now=received_at + waited,
+            offer=OFFER,
+        ).decisions
+        return found
+
+    withdrawn_at = NOW + later + timedelta(microseconds=1)
+    given_ = told(2, GIVEN, NOW + ahead, NOW)
+    withdrawn = told(1, WITHDRAWN, withdrawn_at, withdrawn_at)
+    known = {each.key: each for each in (given_, withdrawn)}
+    # the gateway was not answered, and sends it again
+    assert compare(known, told(2, GIVEN, NOW + ahead, withdrawn_at + again)) is Novelty.KNOWN
+    (state,) = states_of(known.values())
+    assert not state.in_force
+    assert in_force_at(state, NOW), "it was in force from its receipt"
+
+
+@given(ahead=st.timedeltas(timedelta(0), timedelta(days=400)))
+def test_a_denial_told_ahead_counts_at_once(ahead):
+    """K2, R-F3: nobody waits for its clock."""
+    found = judge(
+        UUID(int=2),
+        [Choice(purpose="marketing", verdict=REFUSED)],
+        decided_at=NOW + ahead,
+        received_at=NOW,
+        now=NOW,
+        offer=None,
+    ).decisions
+    (state,) = states_of([*found, replace(decision(1, GIVEN), decided_at=NOW - timedelta(hours=1))])
+    assert not in_force_at(state, NOW)
 
 
 def test_a_denial_told_later_than_it_was_taken_is_the_same_one():

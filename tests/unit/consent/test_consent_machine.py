@@ -87,7 +87,7 @@ class Choices(RuleBasedStateMachine):
         verdict=st.sampled_from(Verdict),
         version=st.sampled_from(["v1", "v2", None]),
         is_signal=st.booleans(),
-        off_by_s=st.sampled_from([0, -1, 300, 301, -72 * 3600, -72 * 3600 - 1]),
+        off_by_s=st.sampled_from([0, -1, 1, 300, 301, -72 * 3600, -72 * 3600 - 1]),
     )
     def decide(
         self,
@@ -110,6 +110,7 @@ class Choices(RuleBasedStateMachine):
             UUID(int=said.n),
             [Choice(purpose=said.purpose, verdict=said.verdict, recipient=said.recipient)],
             decided_at=said.at,
+            received_at=self.now,
             now=self.now,
             offer=None if said.version is None else OFFERS[said.version],
             known_recipients=frozenset((p, r) for p in PURPOSES for r in RECIPIENTS),
@@ -124,9 +125,9 @@ class Choices(RuleBasedStateMachine):
         if said.n in self.taken or not said.can_be_recorded:
             return
         if is_in_time or said.verdict in DENIALS:
-            # whatever its clock said, a denial counts: from when it came
+            # whatever its clock said, a denial counts; and nothing from later than it came
             self.taken.add(said.n)
-            self.model.add(said if is_in_time else replace(said, at=self.now))
+            self.model.add(replace(said, at=min(said.at, self.now) if is_in_time else self.now))
 
     @rule(seconds=st.sampled_from([1, 300, 3600]))
     def wait(self, seconds: int) -> None:

@@ -94,6 +94,7 @@ def test_the_door_says_what_consent_would_say(
             )
         ],
         decided_at=NOW,
+        received_at=NOW,
         now=NOW,
         offer=known.offer(shown.catalogue_version) if is_worded else None,
         known_recipients=known_recipients(),
