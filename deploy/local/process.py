@@ -21,6 +21,7 @@ LOG_SPAN_MAX_S = 24 * 3600.0
 """Between the first and the last line of a file."""
 LOG_AGE_MAX_S = 5 * 24 * 3600.0
 """Since the last line of a file: with its span, and a day to spare, under 7 x 24 h (R-D5)."""
+LOGS_TIDIED_EVERY_S = 5.0
 BACKOFF_MIN_S = 0.5
 BACKOFF_MAX_S = 30.0
 HEALTHY_AFTER_S = 60.0
@@ -105,6 +106,37 @@ def remove_old_logs(folder: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             if _age_s(path) > LOG_AGE_MAX_S:
                 path.unlink()
+
+
+def tidy_logs(folder: Path) -> None:
+    """Begin what is long or old anew, and remove what has lived as long as a log may.
+
+    Raises:
+        OSError: of one log; the others are tidied.
+    """
+    failed: OSError | None = None
+    for path in folder.glob("*.log"):
+        try:
+            rotate(path)
+        except OSError as error:
+            failed = error
+    remove_old_logs(folder)
+    if failed is not None:
+        raise failed
+
+
+async def keep_logs_tidy(folder: Path, say: Callable[[str], None]) -> None:
+    """Tidy for ever; say why not, where it cannot be done, and go on."""
+    said = ""
+    while True:
+        await asyncio.sleep(LOGS_TIDIED_EVERY_S)
+        try:
+            await asyncio.to_thread(tidy_logs, folder)
+        except OSError as error:
+            if said != (said := f"logs stay longer than they may: {error}"):
+                say(said)
+        else:
+            said = ""
 
 
 def _age_s(path: Path) -> float:

@@ -34,10 +34,10 @@ from deploy.local.probes import is_service_ready
 from deploy.local.process import (
     ManagedProcess,
     ProcessSpecification,
+    keep_logs_tidy,
     log_tail,
-    remove_old_logs,
-    rotate,
     run_once,
+    tidy_logs,
 )
 from deploy.provision import (
     Infrastructure,
@@ -51,7 +51,6 @@ from services.chassis.kafka import KafkaLogin
 
 READY_TIMEOUT_S = 60.0
 POLL_S = 0.05
-ROTATE_EVERY_S = 5.0
 FAILURES_MAX = 3
 """A process that ends so often without ever having been ready will not be ready by waiting."""
 
@@ -149,6 +148,10 @@ class LocalStack:
         self._take_lock()
         try:
             self._set_phase("starting")
+            # before anybody writes to them: what was written before a long stop goes by its own age
+            await asyncio.to_thread(tidy_logs, self.layout.logs)
+            tidying = keep_logs_tidy(self.layout.logs, self._progress)
+            self._tasks.append(asyncio.create_task(tidying, name="tidy logs"))
             await self._start_servers()
             await self._start_services()
             await self._wait_until_ready(patient=patient)
@@ -159,7 +162,6 @@ class LocalStack:
             if isinstance(error, (ProvisionError, OSError, asyncpg.PostgresError)):
                 raise StackError(str(error)) from error
             raise
-        self._tasks.append(asyncio.create_task(self._rotate_logs(), name="rotate logs"))
 
     async def stop_all(self, phase: Phase = "stopped") -> None:
         """Stop the services, then the servers."""
@@ -366,13 +368,6 @@ class LocalStack:
             self._set_phase("degraded")
         else:
             self._set_phase("ready")
-
-    async def _rotate_logs(self) -> None:
-        while True:
-            await asyncio.sleep(ROTATE_EVERY_S)
-            for path in self.layout.logs.glob("*.log"):
-                await asyncio.to_thread(rotate, path)
-            await asyncio.to_thread(remove_old_logs, self.layout.logs)
 
     def _set_phase(self, phase: Phase) -> None:
         self._phase = phase

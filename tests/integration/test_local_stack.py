@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from deploy.errors import ProvisionError
 from deploy.local.errors import StackError
 from deploy.local.identity import ProcessIdentity
 from deploy.local.layout import ROOT, Layout, read_document
+from deploy.local.process import LOG_AGE_MAX_S, LOG_SPAN_MAX_S
 from deploy.local.stack import LocalStack
 from deploy.provision import (
     Infrastructure,
@@ -59,6 +61,7 @@ async def serve():
         await reader.readline()
         writer.write(b"HTTP/1.1 200 OK\\r\\n\\r\\n")
         writer.close()
+    print("listening", flush=True)
     server = await asyncio.start_server(answer, "127.0.0.1", int(os.environ["ECHO_ADMIN_PORT"]))
     await server.serve_forever()
 
@@ -149,6 +152,28 @@ async def test_a_second_start_finds_the_same_ports_and_the_data(
         assert all(stack.port(name) == port for name, port in ports.items())
         assert await n_heard(stack) == 2
         assert await provision_topics(stack.kafka) == []
+
+
+async def test_what_a_stack_wrote_before_a_long_stop_goes_at_its_start(
+    echo_stack: Callable[[], LocalStack], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R-D5: by the age of its own last line, before anybody writes behind it."""
+    # not by the loop, which may come before the first line or after it
+    monkeypatch.setattr("deploy.local.process.LOGS_TIDIED_EVERY_S", 3600)
+    stack = echo_stack()
+    stack.layout.prepare()
+    log = stack.layout.logs / "echo.log"
+    log.write_text("long ago\n", encoding="ascii")
+    begun_s = time.time() - LOG_AGE_MAX_S - LOG_SPAN_MAX_S
+    begun = log.with_name(".echo.log.begun")
+    begun.touch()
+    os.utime(begun, (begun_s, begun_s))
+    os.utime(log, (begun_s + LOG_SPAN_MAX_S - 60, begun_s + LOG_SPAN_MAX_S - 60))
+    async with stack:
+        assert log.exists()
+        found = b"".join(path.read_bytes() for path in stack.layout.logs.iterdir())
+    assert b"long ago" not in found
+    assert b"listening" in found
 
 
 async def test_whatever_is_killed_is_started_again(echo_stack: Callable[[], LocalStack]) -> None:

@@ -17,14 +17,15 @@ from deploy.local.process import (
     LOG_AGE_MAX_S,
     LOG_FILES_MAX,
     LOG_SPAN_MAX_S,
+    LOGS_TIDIED_EVERY_S,
     ManagedProcess,
     ProcessSpecification,
     back_off_s,
+    keep_logs_tidy,
     remove_old_logs,
     rotate,
     run_once,
 )
-from deploy.local.stack import ROTATE_EVERY_S
 from tests.support.eventually import eventually
 from tests.support.stack import finish
 
@@ -116,7 +117,51 @@ def test_a_log_goes_by_its_age(tmp_path: Path) -> None:
     remove_old_logs(tmp_path)
     assert not aside.exists()
     assert path.read_text("ascii") == "second\n"
-    assert LOG_SPAN_MAX_S + LOG_AGE_MAX_S + ROTATE_EVERY_S < 7 * 24 * 3600 - 3600
+    assert LOG_SPAN_MAX_S + LOG_AGE_MAX_S + LOGS_TIDIED_EVERY_S < 7 * 24 * 3600 - 3600
+
+
+async def test_a_line_goes_while_its_process_writes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R-D5: the loop for real, days shortened; one log that cannot be moved holds up no other."""
+    for name, value in (("LOGS_TIDIED_EVERY_S", 0.02), ("LOG_SPAN_MAX_S", 0.2)):
+        monkeypatch.setattr(f"deploy.local.process.{name}", value)
+    monkeypatch.setattr("deploy.local.process.LOG_AGE_MAX_S", 0.5)
+    said: list[str] = []
+    stuck = tmp_path / "broken.log"
+    stuck.write_text("stuck\n", encoding="ascii")
+    late_s = time.time() + 3600
+    stuck.with_suffix(".log.2").touch()
+    obstacle = stuck.with_suffix(".log.3")
+    obstacle.mkdir()
+    for path in (stuck.with_suffix(".log.2"), obstacle):
+        os.utime(path, (late_s, late_s))
+
+    def lines() -> str:
+        return "".join(f.read_text("ascii") for f in tmp_path.glob("*.log*") if f.is_file())
+
+    async def first_is_gone() -> bool:
+        writer.write(b"another\n")
+        return "first" not in lines()
+
+    async def nothing_is_stuck() -> bool:
+        return "stuck" not in lines()
+
+    tidying = asyncio.create_task(keep_logs_tidy(tmp_path, said.append))
+    try:
+        with (tmp_path / "gateway.log").open("ab", buffering=0) as writer:
+            writer.write(b"first\n")
+            await asyncio.sleep(0.1)
+            assert "first" in lines()
+            await eventually(first_is_gone, within_s=20)
+            writer.write(b"last\n")
+            assert "last" in lines()
+        assert len(said) == 1, "said once, however often it fails"
+        assert "broken.log" in said[0]
+        obstacle.rmdir()
+        await eventually(nothing_is_stuck, within_s=20)
+    finally:
+        tidying.cancel()
 
 
 def test_a_child_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
