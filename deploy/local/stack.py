@@ -29,14 +29,13 @@ from deploy.local.errors import StackError
 from deploy.local.identity import ProcessIdentity
 from deploy.local.kafka import USERS, Cluster, node_names
 from deploy.local.layout import ROOT, Layout, choose_ports, read_document, write_private
+from deploy.local.log_files import LIMITS, LogLimits, keep_short, tidy
 from deploy.local.postgres import Postgres
 from deploy.local.probes import is_service_ready
 from deploy.local.process import (
     ManagedProcess,
     ProcessSpecification,
     log_tail,
-    remove_old_logs,
-    rotate,
     run_once,
 )
 from deploy.provision import (
@@ -51,7 +50,6 @@ from services.chassis.kafka import KafkaLogin
 
 READY_TIMEOUT_S = 60.0
 POLL_S = 0.05
-ROTATE_EVERY_S = 5.0
 FAILURES_MAX = 3
 """A process that ends so often without ever having been ready will not be ready by waiting."""
 
@@ -78,6 +76,7 @@ class LocalStack:
         package: package that holds the services.
         source: folder that holds the package.
         progress: told in half a sentence what is being done.
+        log_limits: how long its logs live.
     """
 
     def __init__(
@@ -95,6 +94,7 @@ class LocalStack:
         package: str = "services",
         source: Path = ROOT,
         progress: Callable[[str], None] = lambda _: None,
+        log_limits: LogLimits = LIMITS,
     ) -> None:
         if declarations is None:
             declarations = load_all() if services is None else [load(name) for name in services]
@@ -109,6 +109,7 @@ class LocalStack:
         self._package = package
         self._source = source
         self._progress = progress
+        self._log_limits = log_limits
         self._processes: dict[str, ManagedProcess] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._lock: IO[str] | None = None
@@ -147,6 +148,10 @@ class LocalStack:
         """
         self.layout.prepare()
         self._take_lock()
+        # before anybody writes a line: a file that stood still would look young by its new ones
+        tidy(self.layout.logs, self._log_limits)
+        rotation = keep_short(self.layout.logs, self._log_limits)
+        self._tasks.append(asyncio.create_task(rotation, name="rotate logs"))
         try:
             self._set_phase("starting")
             await self._start_servers()
@@ -159,7 +164,6 @@ class LocalStack:
             if isinstance(error, (ProvisionError, OSError, asyncpg.PostgresError)):
                 raise StackError(str(error)) from error
             raise
-        self._tasks.append(asyncio.create_task(self._rotate_logs(), name="rotate logs"))
 
     async def stop_all(self, phase: Phase = "stopped") -> None:
         """Stop the services, then the servers."""
@@ -366,13 +370,6 @@ class LocalStack:
             self._set_phase("degraded")
         else:
             self._set_phase("ready")
-
-    async def _rotate_logs(self) -> None:
-        while True:
-            await asyncio.sleep(ROTATE_EVERY_S)
-            for path in self.layout.logs.glob("*.log"):
-                await asyncio.to_thread(rotate, path)
-            await asyncio.to_thread(remove_old_logs, self.layout.logs)
 
     def _set_phase(self, phase: Phase) -> None:
         self._phase = phase

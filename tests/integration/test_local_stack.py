@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -200,8 +201,15 @@ def test_up_status_down_as_a_person_types_them(tmp_path: Path) -> None:
     folder = tmp_path / "stack"
     assert command(folder, "status").returncode == 1
     assert "does not run" in command(folder, "down").stdout
+    logs = Layout(folder).logs
+    logs.mkdir(parents=True)
+    for name in ("postgres.log", "supervisor.log", "kafka.log.1"):
+        # R-D5: it was down for longer than a log may live
+        (logs / name).write_text("of nine days ago\n", encoding="ascii")
+        os.utime(logs / name, (time.time() - 9 * 86_400, time.time() - 9 * 86_400))
     up = command(folder, "up", "--servers-only")
     assert up.returncode == 0, up.stderr + up.stdout
+    assert not [path for path in logs.iterdir() if b"nine days ago" in path.read_bytes()]
     assert up.stdout.count("ready") >= 2
     twice = command(folder, "up", "--servers-only")
     assert twice.returncode == 1

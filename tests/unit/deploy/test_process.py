@@ -1,11 +1,10 @@
-"""Which process is meant, how its log is kept short, and that it dies with its parent."""
+"""Which process is meant, and that it dies with its parent."""
 
 import asyncio
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,17 +13,11 @@ from deploy.local.errors import StackError
 from deploy.local.identity import ProcessIdentity
 from deploy.local.process import (
     LAUNCH,
-    LOG_AGE_MAX_S,
-    LOG_FILES_MAX,
-    LOG_SPAN_MAX_S,
     ManagedProcess,
     ProcessSpecification,
     back_off_s,
-    remove_old_logs,
-    rotate,
     run_once,
 )
-from deploy.local.stack import ROTATE_EVERY_S
 from tests.support.eventually import eventually
 from tests.support.stack import finish
 
@@ -67,56 +60,6 @@ def test_a_process_that_has_ended_is_nobody() -> None:
     assert identity is not None
     assert not identity.is_alive
     assert not identity.send(signal.SIGTERM)
-
-
-def test_a_long_log_is_moved_aside_and_the_writer_goes_on(tmp_path: Path) -> None:
-    path = tmp_path / "kafka.log"
-    with path.open("ab", buffering=0) as writer:
-        for number in range(LOG_FILES_MAX + 2):
-            writer.write(f"round {number} {'x' * 100}\n".encode())
-            assert rotate(path, bytes_max=100)
-        writer.write(b"the end\n")
-    assert path.read_bytes() == b"the end\n"
-    kept = sorted(tmp_path.glob("kafka.log.*"))
-    assert [file.name for file in kept] == [
-        f"kafka.log.{number}" for number in range(1, LOG_FILES_MAX + 1)
-    ]
-    assert kept[0].read_text(encoding="ascii").startswith(f"round {LOG_FILES_MAX + 1} ")
-    assert not rotate(path, bytes_max=100)
-
-
-def test_a_log_goes_by_its_age(tmp_path: Path) -> None:
-    """R-D5: quiet or not, each line is gone before it is 7 x 24 h old, whoever restarts what."""
-    path, begun = tmp_path / "ad_ledger.log", tmp_path / ".ad_ledger.log.begun"
-    now_s = time.time()
-
-    def ago(file: Path, age_s: float) -> None:
-        os.utime(file, (now_s - age_s, now_s - age_s))
-
-    path.write_text("first\n", encoding="ascii")
-    assert not rotate(path)
-    ago(begun, LOG_SPAN_MAX_S - 60)
-    assert not rotate(path)
-    ago(begun, LOG_SPAN_MAX_S + 60)
-    ago(path, 7200)
-    assert rotate(path)
-    aside = path.with_suffix(".log.1")
-    assert (path.read_text("ascii"), aside.read_text("ascii")) == ("", "first\n")
-    # from its last line on, not from when it was moved
-    assert 7100 < now_s - aside.stat().st_mtime < 7300
-    # what is empty does not age: the next line begins anew
-    ago(begun, LOG_SPAN_MAX_S + 60)
-    assert not rotate(path)
-    path.write_text("second\n", encoding="ascii")
-    assert not rotate(path)
-    ago(aside, LOG_AGE_MAX_S - 60)
-    remove_old_logs(tmp_path)
-    assert aside.exists()
-    ago(aside, LOG_AGE_MAX_S + 60)
-    remove_old_logs(tmp_path)
-    assert not aside.exists()
-    assert path.read_text("ascii") == "second\n"
-    assert LOG_SPAN_MAX_S + LOG_AGE_MAX_S + ROTATE_EVERY_S < 7 * 24 * 3600 - 3600
 
 
 def test_a_child_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
