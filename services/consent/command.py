@@ -17,6 +17,7 @@ from services.consent.declaration import DECLARATION
 from services.consent.settings import Settings
 from services.consent.store import Store
 from services.consent.transfer_store import ConsentStore
+from services.privacy import anchors as anchors_of
 from services.privacy import chain
 from services.privacy.accesses import accesses as read_accesses
 from services.privacy.acts import Act
@@ -37,7 +38,8 @@ async def verify(arguments: Sequence[str]) -> int:
     parser.add_argument("--anchors", type=Path, help="anchors kept elsewhere: JSON lines")
     asked = parser.parse_args(arguments)
     try:
-        kept_anchors = None if asked.anchors is None else read_anchors(asked.anchors)
+        names = {chain_store.chain_name(part) for part in chain_store.ALL}
+        kept_anchors = None if asked.anchors is None else anchors_of.read(asked.anchors, names)
     except (OSError, ValueError) as error:
         sys.stderr.write(f"consent: refused: {error}\n")
         return EXIT_REFUSED
@@ -74,7 +76,7 @@ async def anchors(arguments: Sequence[str]) -> int:
         settings.secret("database_url"), DECLARATION.name, Store, SystemClock()
     ) as ctx:
         found = await ctx.store.anchors()
-    sys.stdout.write("".join(f"{chain.anchor_text(one)}\n" for one in found))
+    sys.stdout.write(anchors_of.as_lines(found))
     return 0
 
 
@@ -82,45 +84,19 @@ async def receipt_keys(arguments: Sequence[str]) -> int:
     """Print the public keys by which the receipts of visitors verify."""
     argparse.ArgumentParser(prog="python -m services.consent receipt-keys").parse_args(arguments)
     text = Settings.load().secret("proof_keys").read()
-    return _print_keys(SigningKeys.from_json(text))
+    sys.stdout.write(anchors_of.keys_as_text(SigningKeys.from_json(text)))
+    return 0
 
 
 async def anchor_keys(arguments: Sequence[str]) -> int:
     """Print the public keys by which anchors and takings verify, for who keeps anchors."""
     argparse.ArgumentParser(prog="python -m services.consent anchor-keys").parse_args(arguments)
-    return _print_keys(_anchor_keys(Settings.load()))
+    sys.stdout.write(anchors_of.keys_as_text(_anchor_keys(Settings.load())))
+    return 0
 
 
 def _anchor_keys(settings: Settings) -> SigningKeys:
     return SigningKeys.from_json(settings.secret("anchor_keys").read())
-
-
-def _print_keys(keys: SigningKeys) -> int:
-    sys.stdout.write(json.dumps(keys.public(), indent=2) + "\n")
-    return 0
-
-
-def read_anchors(path: Path) -> list[Anchor]:
-    """Read anchors that were kept elsewhere.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: a line is no anchor of ours, or there is none; the text names the line.
-    """
-    found = []
-    names = {chain_store.chain_name(part) for part in chain_store.ALL}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            one = chain.read_anchor(line)
-        except ValueError as error:
-            raise ValueError(f"line {number}: {error}") from None
-        if one.chain not in names:
-            raise ValueError(f"line {number}: there is no such chain")
-        found.append(one)
-    if not found:
-        # what compares nothing must not say "intact"
-        raise ValueError("the file has no anchor")
-    return found
 
 
 def proven(part: Part, keys: VerifyKeys) -> list[Taking]:

@@ -135,6 +135,8 @@ class Fault(StrEnum):
     """What says that an order took contents is not signed by us."""
     GONE_EARLY = "gone_early"
     """Its salt is gone, and with it what it said, before the rule of its year allowed it."""
+    NOT_CHAINED = "not_chained"
+    """A row that no link proves: put in, or put back after it had gone."""
     SIGNATURE_FORGED = "signature_forged"
     """Somebody of the staff is said to have signed it, and their key did not sign this."""
     KEY_UNKNOWN = "key_unknown"
@@ -151,10 +153,16 @@ class Fault(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A fault, and the number of the link where it shows."""
+    """A fault, and the number of the link where it shows.
+
+    Attributes:
+        seq: 0 where there is no link.
+        about: which row, where the number does not say it: its kind and ids.
+    """
 
     seq: int
     fault: Fault
+    about: str | None = None
 
 
 def verify(entries: Iterable[Entry]) -> list[Finding]:

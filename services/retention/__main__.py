@@ -3,7 +3,7 @@
 import sys
 
 from services.chassis.service import Command, main
-from services.retention import command, compiler, explain, person_command
+from services.retention import command, compiler, evidence_command, explain, person_command
 from services.retention.app import build
 from services.retention.declaration import DECLARATION
 from services.retention.schedule import ScheduleError
@@ -19,7 +19,9 @@ if __name__ == "__main__":
         "unrestrict": person_command.unrestrict,
         "hold": person_command.hold,
         "order": person_command.order,
-        "verify": person_command.verify,
+        "verify": evidence_command.verify,
+        "anchors": evidence_command.anchors,
+        "anchor-keys": evidence_command.anchor_keys,
     }
     try:
         if sys.argv[1:2] == ["compile"]:

@@ -37,6 +37,7 @@ CLASSIFICATION: Classification = {
     "retention_completion": plain("order_id completed_at"),
     "retention_chain": plain("seq what ref service commitment hash"),
     "retention_chain_salt": plain("seq salt"),
+    "retention_unchained": plain("what ref service"),
     "retention_refusal": plain("refusal_id what reason staff_id refused_at"),
     "retention_anchor": plain("anchor_day seq hash key_id signature"),
     # of documents at other systems: ids that their holders alone can resolve, words and dates

@@ -22,8 +22,10 @@ from services.retention.acts import Recorded, of_links
 CHAIN = "retention"
 _BATCH = 5_000
 _YEAR = "year"
+_UNCHAINED = "unchained"
+"""One link at most: it names the evidence from before there was a chain (`retention_0070`)."""
 _OPEN_SALT = bytes(chain.SALT_BYTES)
-"""Of links that say a year: there is nothing in them to keep secret, so it never goes."""
+"""Of links that say a year, or that list: there is nothing to keep secret, so it never goes."""
 
 _HEAD = "SELECT seq, commitment, hash FROM retention_chain ORDER BY seq DESC LIMIT 1"
 
@@ -83,6 +85,28 @@ _CONTENTS: Mapping[str, str] = {
 }
 
 
+# Rows whose content no link proves, with the number of the link whose salt is gone, if any.
+_UNPROVEN = """
+    SELECT e.what, e.ref, e.service, c.seq FROM (
+        SELECT 'order' AS what, order_id AS ref, NULL AS service FROM retention_order
+        UNION ALL SELECT 'person_order', order_id, NULL FROM retention_person_order
+        UNION ALL SELECT 'receipt', order_id, service FROM retention_receipt
+        UNION ALL SELECT 'refusal', refusal_id, NULL FROM retention_refusal
+        UNION ALL SELECT 'protection', protection_id, NULL FROM retention_protection
+        UNION ALL SELECT 'protection_step', protection_id, step FROM retention_protection_step
+        UNION ALL SELECT 'review', review_id, NULL FROM retention_review
+        UNION ALL SELECT 'review_confirmation', review_id, NULL FROM retention_review_confirmation
+        UNION ALL SELECT 'waiver', waiver_id, NULL FROM retention_waiver
+        UNION ALL SELECT 'waiver_confirmation', waiver_id, NULL FROM retention_waiver_confirmation
+    ) e
+    LEFT JOIN retention_chain c
+        ON c.what = e.what AND c.ref = e.ref AND coalesce(c.service, '') = coalesce(e.service, '')
+    LEFT JOIN retention_chain_salt s ON s.seq = c.seq
+    WHERE s.seq IS NULL
+    ORDER BY c.seq, e.what, e.ref, e.service
+"""
+
+
 _ADDED_LATER = ("schedule_version", "key_id", "signature")
 """Columns that older links do not have: left out where they are null."""
 
@@ -103,6 +127,7 @@ class Report:
         n_links: links of the chain.
         n_contents: how many of them still have content and salt, all compared.
         n_anchors: signed heads.
+        n_kept_anchors: those of them, or others, that were kept elsewhere; None = none were given.
         n_signed: acts that somebody of the staff signed.
         n_unsigned: acts of persons from before they were signed.
     """
@@ -113,6 +138,7 @@ class Report:
     n_signed: int
     n_unsigned: int
     findings: Sequence[Finding]
+    n_kept_anchors: int | None = None
 
 
 class Evidence:
@@ -222,21 +248,10 @@ class Evidence:
 
     # ------------------------------------------------------------------ verification
 
-    async def verify(self, keys: VerifyKeys, before: date, staff: StaffRegister) -> Report:
-        """Hold the chain, its anchors and all contents that are still there against each other.
-
-        Args:
-            before: first day (Berlin) whose evidence must be there still, by the schedule's rule.
-            staff: by which what they signed is judged.
-        """
-        rows = await self._connection.fetch(
-            """
-            SELECT c.*, s.salt FROM retention_chain c LEFT JOIN retention_chain_salt s USING (seq)
-            ORDER BY c.seq
-            """
-        )
-        entries = {row["seq"]: _entry(row) for row in rows}
-        anchors = [
+    async def anchors(self) -> list[Anchor]:
+        """Return all signed heads, the oldest first."""
+        rows = await self._connection.fetch("SELECT * FROM retention_anchor ORDER BY anchor_day")
+        return [
             Anchor(
                 chain=CHAIN,
                 day=row["anchor_day"],
@@ -245,19 +260,46 @@ class Evidence:
                 key_id=row["key_id"],
                 signature=row["signature"],
             )
-            for row in await self._connection.fetch(
-                "SELECT * FROM retention_anchor ORDER BY anchor_day"
-            )
+            for row in rows
         ]
+
+    async def verify(
+        self,
+        keys: VerifyKeys,
+        before: date,
+        staff: StaffRegister,
+        kept: Sequence[Anchor] | None = None,
+    ) -> Report:
+        """Hold the chain, its anchors and all contents that are still there against each other.
+
+        The first in its transaction: all is read as of one instant, while others go on writing.
+
+        Args:
+            before: first day (Berlin) whose evidence must be there still, by the schedule's rule.
+            staff: by which what they signed is judged.
+            kept: anchors that were kept elsewhere: who owns the database and a key cannot
+                change those.
+        """
+        await self._connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        rows = await self._connection.fetch(
+            """
+            SELECT c.*, s.salt FROM retention_chain c LEFT JOIN retention_chain_salt s USING (seq)
+            ORDER BY c.seq
+            """
+        )
+        entries = {row["seq"]: _entry(row) for row in rows}
+        anchors = await self.anchors()
         salted = [row for row in rows if row["salt"] is not None]
         contents = await self._all_contents(salted)
         judged = judge(list(of_links(contents)), staff)
         findings = [
             *chain.verify(entries.values()),
-            *chain.verify_anchors(entries, anchors, keys),
+            *chain.verify_anchors(entries, dict.fromkeys([*anchors, *(kept or ())]), keys),
+            *chain.against_kept(anchors, kept or (), keys),
             *_changed(salted, entries, contents),
             *judged.findings,
             *_gone_early(rows, entries, before.year),
+            *await self._put_in(rows, entries),
         ]
         return Report(
             n_links=len(rows),
@@ -266,7 +308,30 @@ class Evidence:
             n_signed=judged.n_signed,
             n_unsigned=judged.n_unsigned,
             findings=sorted(findings, key=lambda found: found.seq),
+            n_kept_anchors=None if kept is None else len(kept),
         )
+
+    async def _put_in(
+        self, rows: Sequence[asyncpg.Record], entries: Mapping[int, Entry]
+    ) -> list[Finding]:
+        """Return evidence that no link proves, but for what the list of old evidence names."""
+        old = {
+            _item(row)
+            for row in await self._connection.fetch(
+                "SELECT what, ref, service FROM retention_unchained"
+            )
+        }
+        link = next((row["seq"] for row in rows if row["what"] == _UNCHAINED), None)
+        if link is not None:
+            is_listed = chain.is_content_of(entries[link], _OPEN_SALT, _listed(old))
+            found = [] if is_listed else [Finding(seq=link, fault=Fault.CONTENT_CHANGED)]
+        else:
+            found = [Finding(seq=0, fault=Fault.NOT_CHAINED, about=_UNCHAINED)] if old else []
+        return found + [
+            Finding(seq=row["seq"] or 0, fault=Fault.NOT_CHAINED, about=_about(_item(row)))
+            for row in await self._connection.fetch(_UNPROVEN)
+            if row["seq"] is not None or _item(row) not in old
+        ]
 
     async def _all_contents(self, rows: Sequence[asyncpg.Record]) -> list[Recorded]:
         """Return the contents of links, of those that are there."""
@@ -329,13 +394,22 @@ def _gone_early(
             if year <= said or not is_said:
                 found.append(Finding(seq=seq, fault=Fault.CONTENT_CHANGED))
             said = year
-        elif row["salt"] is None and year >= year_kept:
+        elif row["salt"] is None and year >= year_kept and row["what"] != _UNCHAINED:
             found.append(Finding(seq=seq, fault=Fault.GONE_EARLY))
     return found
 
 
 def _year_text(year: int) -> bytes:
     return chain.canonical({"year": year})
+
+
+def _listed(items: Iterable[Item]) -> bytes:
+    """Return the one text of a list of old evidence; the migration writes the same."""
+    return "".join(sorted(f"{_about(item)}\n" for item in items)).encode()
+
+
+def _about(item: Item) -> str:
+    return f"{item.what} {item.ref} {item.service or '-'}"
 
 
 def _entry(row: asyncpg.Record) -> Entry:

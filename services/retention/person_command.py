@@ -17,8 +17,7 @@ from services.chassis.clock import SystemClock, sleep
 from services.chassis.command import transaction
 from services.chassis.context import Context
 from services.privacy import calendar
-from services.privacy.chain import SigningKeys, VerifyKeys
-from services.privacy.identify import NotIdentifiedError, add_staff, identify, register_of
+from services.privacy.identify import NotIdentifiedError, add_staff, identify
 from services.privacy.staff import Duty, StaffError
 from services.retention import schedule
 from services.retention.declaration import DECLARATION
@@ -40,9 +39,9 @@ from services.retention.protections import (
 )
 from services.retention.settings import Settings
 from services.retention.store import Store
-from services.retention.wire import as_document, as_text, columns
+from services.retention.wire import columns
 
-EXIT_OK, EXIT_BROKEN, EXIT_REFUSED, EXIT_NOT_COMPLETE = 0, 1, 2, 3
+EXIT_OK, EXIT_REFUSED, EXIT_NOT_COMPLETE = 0, 2, 3
 _POLL_S = 0.2
 _VISITORS_READ_MAX = 100_000
 
@@ -347,26 +346,6 @@ async def _wait(settings: Settings, issued: Sequence[UUID], timeout_s: float) ->
     ]
     sys.stdout.write(f"{columns(rows)}\n")
     return EXIT_OK if is_complete else EXIT_NOT_COMPLETE
-
-
-async def verify(arguments: Sequence[str]) -> int:
-    """Say whether the chain of evidence is intact; status 1 where it is not."""
-    parser = argparse.ArgumentParser(prog="python -m services.retention verify")
-    parser.add_argument("--json", action="store_true", help="print JSON, not text")
-    as_json = parser.parse_args(arguments).json
-    settings = Settings.load()
-    keys = SigningKeys.from_json(settings.anchor_keys.get_secret_value())
-    rules = schedule.load(settings.schedule_path)
-    try:
-        staff = register_of(DECLARATION.name)
-    except StaffError as error:
-        sys.stderr.write(f"retention: refused: {error}\n")
-        return EXIT_REFUSED
-    async with _transaction(settings) as ctx:
-        before = rules.evidence_before(ctx.now)
-        found = await ctx.store.evidence.verify(VerifyKeys(keys.public()), before, staff)
-    sys.stdout.write(f"{as_document(found) if as_json else as_text(found)}\n")
-    return EXIT_BROKEN if found.findings else EXIT_OK
 
 
 async def _list_holds() -> int:

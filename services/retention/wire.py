@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, astuple
 from typing import Any
 
+from services.privacy.chain import Finding
 from services.retention import domain
 from services.retention.domain import Standing, Sweep
 from services.retention.evidence import Report
@@ -113,9 +114,12 @@ def as_document(report: Report) -> str:
             "links": report.n_links,
             "contents": report.n_contents,
             "anchors": report.n_anchors,
+            "kept_anchors": report.n_kept_anchors,
             "is_intact": not report.findings,
             "findings": [
-                {"seq": found.seq, "fault": found.fault.value} for found in report.findings
+                {"seq": found.seq, "fault": found.fault.value}
+                | ({} if found.about is None else {"about": found.about})
+                for found in report.findings
             ],
         }
     )
@@ -123,13 +127,19 @@ def as_document(report: Report) -> str:
 
 def as_text(report: Report) -> str:
     """Return a verification of the evidence as a page of text."""
+    n_kept = report.n_kept_anchors
+    kept = "" if n_kept is None else f" ({n_kept} kept elsewhere)"
     head = (
         f"{report.n_links} links, {report.n_contents} of them with their content, "
-        f"{report.n_anchors} anchors, {report.n_signed} acts of staff signed, "
+        f"{report.n_anchors} anchors{kept}, {report.n_signed} acts of staff signed, "
         f"{report.n_unsigned} from before that"
     )
     if not report.findings:
         return f"{head}: intact"
-    return "\n".join(
-        [f"{head}: NOT INTACT", *(f"link {f.seq}: {f.fault.value}" for f in report.findings)]
-    )
+    return "\n".join([f"{head}: NOT INTACT", *map(_as_line, report.findings)])
+
+
+def _as_line(found: Finding) -> str:
+    place = f"link {found.seq}" if found.seq else "no link"
+    about = "" if found.about is None else f" ({found.about})"
+    return f"{place}: {found.fault.value}{about}"

@@ -27,18 +27,19 @@ class Said:
 
 
 class Shell:
-    """Runs `python -m services.consent` as staff does."""
+    """Runs `python -m services.<service>` as staff does."""
 
-    def __init__(self, world: World, folder: Path) -> None:
+    def __init__(self, world: World, folder: Path, service: str = "consent") -> None:
+        self._module = f"services.{service}"
         self._environment = {
-            **world.environments["consent"],
-            "CONSENT_HASH_KEYS_FOLDER": str(folder),
+            **world.environments[service],
+            f"{service.upper()}_HASH_KEYS_FOLDER": str(folder),
         }
 
     async def run(self, *arguments: str) -> Said:
         found = await asyncio.to_thread(
             subprocess.run,
-            [sys.executable, "-m", "services.consent", *shown(*arguments)],
+            [sys.executable, "-m", self._module, *shown(*arguments)],
             cwd=ROOT, env=self._environment, capture_output=True, text=True, timeout=60,
             check=False,
         )  # fmt: skip

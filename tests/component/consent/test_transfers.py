@@ -13,6 +13,7 @@ from schemas import topics
 from schemas.consent import ConsentChoice, ConsentDecision, ConsentMethod, ConsentV1, Purpose
 from schemas.retention import DataKind, RetentionAction, RetentionOrderV1
 from schemas.transfer import TransferV1, TransferVerdict
+from services.chassis import db
 from services.chassis.clock import SystemClock
 from services.chassis.context import Context
 from services.chassis.ids import TimeOrderedIds
@@ -29,6 +30,7 @@ from services.privacy import calendar
 from services.privacy.consent_states import ConsentStates
 from services.privacy.declare import by_day
 from services.privacy.executor import Executor
+from services.privacy.rules import CONSENT_LIFE
 from tests.support import protected
 from tests.support.bench import Bench, new_visitor_id, open_bench, received
 from tests.support.stack import World
@@ -226,6 +228,17 @@ async def against(bench: Bench[ConsentStore], event: TransferV1) -> int:
     return (await violations(bench))[K3] - before[K3]
 
 
+def knowing(visitor: UUID, states: tuple[domain.State, ...], now: datetime) -> ConsentStates:
+    """Return what a sender knows once it was told."""
+    known = ConsentStates(
+        KafkaLogin(bootstrap="nowhere:1", username="u", password=Secret("p")),
+        prefix="",
+        clock=SystemClock(),
+    )
+    known.take(received(topics.CONSENT_STATE, to_wire(visitor, states), now))
+    return known
+
+
 async def test_a_transfer_against_the_consent_is_a_violation(bench):
     """K2, K3: needed at the event and at the sending; a withdrawal has five seconds to arrive."""
     start, seconds = bench.now - timedelta(hours=1), timedelta(seconds=1)
@@ -246,6 +259,24 @@ async def test_a_transfer_against_the_consent_is_a_violation(bench):
     assert await judged(start + seconds, start + 64 * seconds) == 0, "under way"
     assert await judged(start + seconds, start + 66 * seconds) == 1, "withdrawn before sending"
     assert await judged(start - seconds, start + seconds) == 1, "given after the event"
+
+
+async def test_a_consent_is_no_ground_after_six_days(bench):
+    """K3, R-F2: the query and the gate agree on the instant; the visit it was given in is over."""
+    visitor, now, moment = new_visitor_id(), bench.now, timedelta(seconds=1)
+    start = bench.now = now - CONSENT_LIFE
+    days = [db.DayTable("consent_subject")]
+    await db.ensure_days(bench.connection, days, calendar.utc_date(start))
+    await decide(bench, (choice_of(visitor, ConsentDecision.GIVEN), start))
+    bench.now = now
+    async with bench.transaction() as ctx:
+        states = domain.states_of(await ctx.store.decisions_of(visitor))
+    known = knowing(visitor, states, now)
+    for asked_at, is_over in ((now - moment, False), (now, True)):
+        facts = known.facts_of(visitor, asked_at)
+        assert facts.in_force_at(MARKETING, "ad-partner", asked_at) is not is_over
+        sent = transfer(asked_at, visitor, **ON_CONSENT, happened_at=start + moment)
+        assert await against(bench, sent) == is_over
 
 
 async def test_a_transfer_about_somebody_who_never_answered_is_a_violation(bench):
@@ -295,13 +326,7 @@ async def test_the_query_says_what_the_gates_rule_says(bench):
         recipient = rng.choice(["ad-partner", "adgrx-com"])
         async with bench.transaction() as ctx:
             states = domain.states_of(await ctx.store.decisions_of(visitor))
-        known = ConsentStates(
-            KafkaLogin(bootstrap="nowhere:1", username="u", password=Secret("p")),
-            prefix="",
-            clock=SystemClock(),
-        )
-        known.take(received(topics.CONSENT_STATE, to_wire(visitor, states), bench.now))
-        facts = known.facts_of(visitor, asked_at)
+        facts = knowing(visitor, states, bench.now).facts_of(visitor, asked_at)
         may = all(
             facts.in_force_at(MARKETING, recipient, at) for at in (happened_at, asked_at)
         ) and facts.is_last_word(MARKETING, recipient)

@@ -1,8 +1,10 @@
 """The chain of evidence on real PostgreSQL, attacked as its owner (R-D9, R-D10, D4)."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -17,7 +19,7 @@ from services.chassis import db
 from services.chassis.clock import SystemClock
 from services.chassis.errors import Poison
 from services.privacy import calendar, chain
-from services.privacy.chain import Fault, SigningKeys, VerifyKeys
+from services.privacy.chain import Anchor, Fault, SigningKeys, VerifyKeys
 from services.privacy.receipts import Signatories
 from services.privacy.staff import BY_SCHEDULE, Signed, Signer, StaffError, sign_nothing
 from services.retention.evidence import CHAIN, Report
@@ -31,6 +33,7 @@ from services.retention.wire import as_text
 from tests.support.bench import IDS, Bench, new_visitor_id, open_bench, received
 from tests.support.identities import key_of, register, sign
 from tests.support.stack import World
+from tests.support.staff import Shell
 
 WORLD_SERVICES = ("retention",)
 KEYS = SigningKeys({"k1": "11" * 32})
@@ -39,12 +42,19 @@ SCHEDULE = load(DEFAULT_SCHEDULE)
 REAL_CLOCK = SystemClock()
 """The database's too: its rule goes by no clock of a test."""
 ANNA = Author(staff_id="staff-1", case_number="AUSK-2026-1")
+MIGRATION = (
+    Path("services/retention/migrations/retention_0070_unchained.sql")
+    .read_text(encoding="utf-8")
+    .split("-- migrate: apply")[1]
+    .split("-- migrate: rollback")[0]
+)
 TABLES = (
     "retention_chain_salt retention_chain retention_anchor retention_refusal retention_names_gone "
     "retention_person_order retention_completion retention_receipt retention_sweep_order "
     "retention_sweep retention_record_order retention_order outbox retention_review_confirmation "
     "retention_waiver_confirmation retention_waiver retention_reissue "
-    "retention_review retention_protection_review retention_protection_step retention_protection"
+    "retention_review retention_protection_review retention_protection_step retention_protection "
+    "retention_unchained"
 )
 
 
@@ -100,10 +110,10 @@ async def anchored(bench: Bench[Store]) -> None:
         await ctx.store.evidence.save_anchor(chain.anchor(KEYS, CHAIN, day, head))
 
 
-async def verified(bench: Bench[Store]) -> Report:
+async def verified(bench: Bench[Store], kept: Sequence[Anchor] | None = None) -> Report:
     async with bench.transaction() as ctx:
         return await ctx.store.evidence.verify(
-            PUBLIC, SCHEDULE.evidence_before(REAL_CLOCK.now()), register()
+            PUBLIC, SCHEDULE.evidence_before(REAL_CLOCK.now()), register(), kept
         )
 
 
@@ -146,7 +156,7 @@ async def test_orders_receipts_and_refusals_are_chained_and_intact(bench: Bench[
         (
             ["DELETE FROM retention_chain_salt WHERE seq = 4",
              "DELETE FROM retention_chain WHERE seq = 4"],
-            {(5, Fault.MISSING)},
+            {(5, Fault.MISSING), (0, Fault.NOT_CHAINED)},
         ),
         (
             ["UPDATE retention_chain SET commitment = sha256('x') WHERE seq = 3"],
@@ -155,7 +165,7 @@ async def test_orders_receipts_and_refusals_are_chained_and_intact(bench: Bench[
         (
             ["DELETE FROM retention_chain_salt WHERE seq > 3",
              "DELETE FROM retention_chain WHERE seq > 3"],
-            {(6, Fault.CUT)},
+            {(6, Fault.CUT), (0, Fault.NOT_CHAINED)},
         ),
         (
             ["""UPDATE retention_anchor
@@ -175,7 +185,8 @@ async def test_orders_receipts_and_refusals_are_chained_and_intact(bench: Bench[
             ["""UPDATE retention_chain SET what = 'year', ref = lpad('834', 32, '0')::uuid
                 WHERE seq = 4""",
              "DELETE FROM retention_chain_salt WHERE seq > 3"],
-            {(4, Fault.CONTENT_CHANGED), (5, Fault.GONE_EARLY), (6, Fault.GONE_EARLY)},
+            {(4, Fault.CONTENT_CHANGED), (5, Fault.GONE_EARLY), (6, Fault.GONE_EARLY),
+             (0, Fault.NOT_CHAINED), (5, Fault.NOT_CHAINED), (6, Fault.NOT_CHAINED)},
         ),
     ],
     ids=["edited", "content removed", "dropped", "link edited", "cut", "anchor moved", "author",
@@ -409,6 +420,16 @@ async def test_the_evidence_of_a_hold_goes_three_years_after_its_end(bench: Benc
         await bench.fetch("SELECT retention_protection_drop(now())")
 
 
+async def waived(bench: Bench[Store], order: RetentionOrderV1) -> None:
+    """Wait for nobody's answer any more, an hour later."""
+    bench.now += timedelta(hours=1)
+    for holder in topics.RETENTION_ORDER.consumers:
+        for staff_id in ("staff-1", "staff-2"):
+            async with bench.transaction() as ctx:
+                orders = PersonOrders(ctx, SCHEDULE, timedelta(minutes=15), sign=sign)
+                await orders.waive(staff_id, order.order_id, holder, "decommissioned")
+
+
 async def test_a_waiver_is_evidence_and_goes_with_its_order(
     world: World, bench: Bench[Store]
 ) -> None:
@@ -416,12 +437,7 @@ async def test_a_waiver_is_evidence_and_goes_with_its_order(
     now, before = bench.now, SCHEDULE.evidence_before(REAL_CLOCK.now())
     bench.now = calendar.midnight_in_berlin(before) - timedelta(days=1)
     (order,) = await erase(bench)
-    bench.now += timedelta(hours=1)
-    for holder in topics.RETENTION_ORDER.consumers:
-        for staff_id in ("staff-1", "staff-2"):
-            async with bench.transaction() as ctx:
-                orders = PersonOrders(ctx, SCHEDULE, timedelta(minutes=15), sign=sign)
-                await orders.waive(staff_id, order.order_id, holder, "decommissioned")
+    await waived(bench, order)
     assert await faults(bench) == set()
     forged = "UPDATE retention_waiver_confirmation SET staff_id = 'staff-{}' WHERE staff_id = '{}'"
     await as_owner(world, forged.format(9, "staff-2"))
@@ -435,6 +451,170 @@ async def test_a_waiver_is_evidence_and_goes_with_its_order(
         assert await ctx.store.evidence.drop(before) == 1
     assert not await bench.fetch("SELECT FROM retention_waiver")
     assert await faults(bench) == set()
+
+
+async def test_a_chain_made_anew_is_found_by_anchors_kept_elsewhere(
+    world: World, bench: Bench[Store]
+) -> None:
+    """R-D9: by whoever owns the database, and has the key that signs anchors."""
+    await erase(bench)
+    await anchored(bench)
+    async with bench.transaction() as ctx:
+        kept = await ctx.store.evidence.anchors()
+    assert (await verified(bench, kept)).findings == []
+    await as_owner(world, f"TRUNCATE {', '.join(TABLES.split())}")
+    await erase(bench)
+    await anchored(bench)
+    assert (await verified(bench)).findings == []
+    report = await verified(bench, kept)
+    here = kept[0].seq
+    assert {(one.seq, one.fault) for one in report.findings} == {
+        (here, Fault.ANCHOR_DIFFERS), (here, Fault.ANCHOR_GONE),
+    }  # fmt: skip
+    assert "1 anchors (1 kept elsewhere)" in as_text(report)
+
+
+async def test_anchors_go_out_by_one_command_and_are_compared_by_another(
+    world: World, bench: Bench[Store], tmp_path: Path
+) -> None:
+    """R-D9: as a person types it; a file that compares nothing is no proof of anything."""
+    shell = Shell(world, tmp_path, "retention")
+    await erase(bench)
+    keys = SigningKeys.from_json(world.environments["retention"]["RETENTION_ANCHOR_KEYS"])
+    async with bench.transaction() as ctx:
+        head = await ctx.store.evidence.head()
+        assert head is not None
+        day = bench.now.date()
+        await ctx.store.evidence.save_anchor(chain.anchor(keys, CHAIN, day, head))
+    exported = await shell.run("anchors")
+    (line,) = exported.out.splitlines()
+    file = tmp_path / "anchors.jsonl"
+    file.write_text(exported.out, encoding="utf-8")
+    good = await shell.run("verify", "--json", "--anchors", str(file))
+    assert good.code == 0, good.out
+    assert (good.answer["kept_anchors"], good.answer["findings"]) == (1, [])
+    public = VerifyKeys((await shell.run("anchor-keys")).answer)
+    one = chain.read_anchor(line)
+    assert [found.fault for found in chain.verify_anchors({}, [one], public)] == [Fault.CUT]
+    told = json.loads(line)
+    for changed, code in (
+        (json.dumps(told | {"hash": "ab" * 32}), 1),
+        (json.dumps(told | {"chain": "consent/1"}), 2),
+        ("", 2),
+        ("{}", 2),
+    ):
+        file.write_text(changed, encoding="utf-8")
+        assert (await shell.run("verify", "--anchors", str(file))).code == code, changed
+
+
+_COPY = """
+    INSERT INTO retention_{0}
+    SELECT (jsonb_populate_record(t, '{1}')).* FROM retention_{0} t LIMIT 1
+"""
+_ID = "019aabcd-1234-7abc-8def-0123456789ab"
+
+
+def copied(table: str, **changed: str) -> str:
+    """Return the statement that puts in a row like one that is there."""
+    return _COPY.format(table, json.dumps(changed))
+
+
+@pytest.mark.parametrize(
+    ("statements", "found"),
+    [
+        ([copied("order", order_id=_ID)], {"order"}),
+        ([copied("order", order_id=_ID), copied("person_order", order_id=_ID)],
+         {"order", "person_order"}),
+        ([copied("receipt", service="gateway")], {"receipt"}),
+        ([copied("refusal", refusal_id=_ID)], {"refusal"}),
+        ([copied("protection", protection_id=_ID)], {"protection"}),
+        (["ALTER TABLE retention_protection_step DISABLE TRIGGER USER",
+          copied("protection_step", step="released"),
+          "ALTER TABLE retention_protection_step ENABLE TRIGGER USER"], {"protection_step"}),
+        ([copied("review", review_id=_ID)], {"review"}),
+        (["ALTER TABLE retention_review_confirmation DISABLE TRIGGER USER",
+          copied("review", review_id=_ID), copied("review_confirmation", review_id=_ID),
+          "ALTER TABLE retention_review_confirmation ENABLE TRIGGER USER"],
+         {"review", "review_confirmation"}),
+        ([copied("waiver", waiver_id=_ID)], {"waiver"}),
+        (["ALTER TABLE retention_waiver_confirmation DISABLE TRIGGER USER",
+          copied("waiver", waiver_id=_ID), copied("waiver_confirmation", waiver_id=_ID),
+          "ALTER TABLE retention_waiver_confirmation ENABLE TRIGGER USER"],
+         {"waiver", "waiver_confirmation"}),
+    ],
+    ids=["order", "person order", "receipt", "refusal", "protection", "step", "review",
+         "review confirmed", "waiver", "waiver confirmed"],
+)  # fmt: skip
+async def test_evidence_that_was_put_in_is_found(
+    world: World, bench: Bench[Store], statements: list[str], found: set[str]
+) -> None:
+    """R-D9, R-D3: of each kind, by somebody who may do everything to the rows."""
+    await held(bench, new_visitor_id(), review=True)
+    async with bench.transaction() as ctx:
+        await ctx.store.evidence.refuse(
+            IDS.new(), what="place", reason="same_person", staff_id="staff-1", now=ctx.now
+        )
+    (order,) = await erase(bench)
+    await waived(bench, order)
+    assert await faults(bench) == set()
+    await as_owner(world, *statements)
+    report = await verified(bench)
+    assert {one.fault for one in report.findings} == {Fault.NOT_CHAINED}
+    assert {str(one.about).split()[0] for one in report.findings} == found
+    assert "no link: not_chained (" in as_text(report)
+
+
+async def test_what_was_due_and_comes_back_is_found(world: World, bench: Bench[Store]) -> None:
+    """R-D9, R-D10: its link is there, and says nothing any more."""
+    now, before = bench.now, SCHEDULE.evidence_before(REAL_CLOCK.now())
+    bench.now = calendar.midnight_in_berlin(before) - timedelta(days=1)
+    async with bench.transaction() as ctx:
+        await ctx.store.evidence.refuse(
+            IDS.new(), what="place", reason="same_person", staff_id="staff-1", now=ctx.now
+        )
+    bench.now = now
+    await as_owner(world, "CREATE TABLE copy_of_it AS SELECT * FROM retention_refusal")
+    async with bench.transaction() as ctx:
+        assert await ctx.store.evidence.drop(before) == 1
+    assert await faults(bench) == set()
+    back = "INSERT INTO retention_refusal SELECT * FROM copy_of_it"
+    await as_owner(world, back, "DROP TABLE copy_of_it")
+    assert await faults(bench) == {(2, Fault.NOT_CHAINED)}
+
+
+async def test_evidence_from_before_the_chain_is_listed_once(
+    world: World, bench: Bench[Store]
+) -> None:
+    """R-D9: what the migration finds is no finding; whatever is added to its list is."""
+    await erase(bench)
+    chained = await bench.fetch("SELECT count(*) AS n FROM retention_chain")
+    order = copied("order", order_id=_ID)
+    await as_owner(world, order, "DROP TABLE retention_unchained", MIGRATION)
+    assert await faults(bench) == set()
+    listed = await bench.fetch("SELECT seq FROM retention_chain WHERE what = 'unchained'")
+    assert [row["seq"] for row in listed] == [chained[0]["n"] + 1]
+    # the chain goes on behind it
+    await erase(bench)
+    assert await faults(bench) == set()
+    link = listed[0]["seq"]
+    other = _ID.replace("ab", "cd")
+    await as_owner(world, copied("order", order_id=other))
+    assert await faults(bench) == {(0, Fault.NOT_CHAINED)}
+    await as_owner(world, f"INSERT INTO retention_unchained VALUES ('order', '{other}')")
+    assert await faults(bench) == {(link, Fault.CONTENT_CHANGED)}
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await bench.fetch("INSERT INTO retention_unchained VALUES ('order', $1)", UUID(other))
+
+
+async def test_a_list_without_a_link_excuses_nothing(world: World, bench: Bench[Store]) -> None:
+    """R-D9: where the migration had nothing to list, nobody has."""
+    await erase(bench)
+    await as_owner(
+        world,
+        copied("order", order_id=_ID),
+        f"INSERT INTO retention_unchained VALUES ('order', '{_ID}')",
+    )
+    assert await faults(bench) == {(0, Fault.NOT_CHAINED)}
 
 
 def by_one_key(_staff_id: str, what: str, content: Mapping[str, Any]) -> Signed:
