@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import sys
 import time
@@ -14,6 +15,13 @@ from deploy.local.errors import StackError
 from deploy.local.identity import ProcessIdentity
 
 LAUNCH = Path(__file__).with_name("launch.py")
+LOG_BYTES_MAX = 10 * 1024 * 1024
+LOG_FILES_MAX = 3
+LOG_SPAN_MAX_S = 24 * 3600.0
+"""Between the first and the last line of a file."""
+LOG_AGE_MAX_S = 5 * 24 * 3600.0
+"""Since the last line of a file: with its span, and a day to spare, under 7 x 24 h (R-D5)."""
+LOGS_TIDIED_EVERY_S = 5.0
 BACKOFF_MIN_S = 0.5
 BACKOFF_MAX_S = 30.0
 HEALTHY_AFTER_S = 60.0
@@ -63,6 +71,76 @@ def log_tail(path: Path, n_lines: int = 15) -> str:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         return "\n".join(f"  | {line}" for line in lines[-n_lines:])
     return ""
+
+
+def rotate(path: Path, bytes_max: int = LOG_BYTES_MAX) -> bool:
+    """Move a log file's content aside once it is too long, or its first line a day old.
+
+    Copied and cut, not renamed: the process keeps its descriptor (opened for appending). Lines
+    written between the two steps are lost, which a local log can bear.
+    """
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        return False
+    begun = path.with_name(f".{path.name}.begun")
+    if size == 0 or not begun.exists():
+        # an empty file has no age; where nobody noted one it is young, we look every few seconds
+        begun.touch()
+    if size == 0 or (size <= bytes_max and _age_s(begun) <= LOG_SPAN_MAX_S):
+        return False
+    for number in range(LOG_FILES_MAX - 1, 0, -1):
+        older = path.with_suffix(f".log.{number}")
+        if older.exists():
+            older.replace(path.with_suffix(f".log.{number + 1}"))
+    # with its times: how old it is counts from its last line
+    shutil.copy2(path, path.with_suffix(".log.1"))
+    os.truncate(path, 0)
+    begun.touch()
+    return True
+
+
+def remove_old_logs(folder: Path) -> None:
+    """Remove what was moved aside and has lived as long as a log may (R-D5)."""
+    for path in folder.glob("*.log.*"):
+        with contextlib.suppress(FileNotFoundError):
+            if _age_s(path) > LOG_AGE_MAX_S:
+                path.unlink()
+
+
+def tidy_logs(folder: Path) -> None:
+    """Begin what is long or old anew, and remove what has lived as long as a log may.
+
+    Raises:
+        OSError: of one log; the others are tidied.
+    """
+    failed: OSError | None = None
+    for path in folder.glob("*.log"):
+        try:
+            rotate(path)
+        except OSError as error:
+            failed = error
+    remove_old_logs(folder)
+    if failed is not None:
+        raise failed
+
+
+async def keep_logs_tidy(folder: Path, say: Callable[[str], None]) -> None:
+    """Tidy for ever; say why not, where it cannot be done, and go on."""
+    said = ""
+    while True:
+        await asyncio.sleep(LOGS_TIDIED_EVERY_S)
+        try:
+            await asyncio.to_thread(tidy_logs, folder)
+        except OSError as error:
+            if said != (said := f"logs stay longer than they may: {error}"):
+                say(said)
+        else:
+            said = ""
+
+
+def _age_s(path: Path) -> float:
+    return time.time() - path.stat().st_mtime
 
 
 def back_off_s(n_failures: int) -> float:

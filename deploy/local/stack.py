@@ -29,14 +29,15 @@ from deploy.local.errors import StackError
 from deploy.local.identity import ProcessIdentity
 from deploy.local.kafka import USERS, Cluster, node_names
 from deploy.local.layout import ROOT, Layout, choose_ports, read_document, write_private
-from deploy.local.log_files import LIMITS, LogLimits, keep_short, tidy
 from deploy.local.postgres import Postgres
 from deploy.local.probes import is_service_ready
 from deploy.local.process import (
     ManagedProcess,
     ProcessSpecification,
+    keep_logs_tidy,
     log_tail,
     run_once,
+    tidy_logs,
 )
 from deploy.provision import (
     Infrastructure,
@@ -76,7 +77,6 @@ class LocalStack:
         package: package that holds the services.
         source: folder that holds the package.
         progress: told in half a sentence what is being done.
-        log_limits: how long its logs live.
     """
 
     def __init__(
@@ -94,7 +94,6 @@ class LocalStack:
         package: str = "services",
         source: Path = ROOT,
         progress: Callable[[str], None] = lambda _: None,
-        log_limits: LogLimits = LIMITS,
     ) -> None:
         if declarations is None:
             declarations = load_all() if services is None else [load(name) for name in services]
@@ -109,7 +108,6 @@ class LocalStack:
         self._package = package
         self._source = source
         self._progress = progress
-        self._log_limits = log_limits
         self._processes: dict[str, ManagedProcess] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._lock: IO[str] | None = None
@@ -148,12 +146,12 @@ class LocalStack:
         """
         self.layout.prepare()
         self._take_lock()
-        # before anybody writes a line: a file that stood still would look young by its new ones
-        tidy(self.layout.logs, self._log_limits)
-        rotation = keep_short(self.layout.logs, self._log_limits)
-        self._tasks.append(asyncio.create_task(rotation, name="rotate logs"))
         try:
             self._set_phase("starting")
+            # before anybody writes to them: what was written before a long stop goes by its own age
+            await asyncio.to_thread(tidy_logs, self.layout.logs)
+            tidying = keep_logs_tidy(self.layout.logs, self._progress)
+            self._tasks.append(asyncio.create_task(tidying, name="tidy logs"))
             await self._start_servers()
             await self._start_services()
             await self._wait_until_ready(patient=patient)

@@ -1,10 +1,11 @@
-"""Which process is meant, and that it dies with its parent."""
+"""Which process is meant, how its log is kept short, and that it dies with its parent."""
 
 import asyncio
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,16 @@ from deploy.local.errors import StackError
 from deploy.local.identity import ProcessIdentity
 from deploy.local.process import (
     LAUNCH,
+    LOG_AGE_MAX_S,
+    LOG_FILES_MAX,
+    LOG_SPAN_MAX_S,
+    LOGS_TIDIED_EVERY_S,
     ManagedProcess,
     ProcessSpecification,
     back_off_s,
+    keep_logs_tidy,
+    remove_old_logs,
+    rotate,
     run_once,
 )
 from tests.support.eventually import eventually
@@ -60,6 +68,100 @@ def test_a_process_that_has_ended_is_nobody() -> None:
     assert identity is not None
     assert not identity.is_alive
     assert not identity.send(signal.SIGTERM)
+
+
+def test_a_long_log_is_moved_aside_and_the_writer_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "kafka.log"
+    with path.open("ab", buffering=0) as writer:
+        for number in range(LOG_FILES_MAX + 2):
+            writer.write(f"round {number} {'x' * 100}\n".encode())
+            assert rotate(path, bytes_max=100)
+        writer.write(b"the end\n")
+    assert path.read_bytes() == b"the end\n"
+    kept = sorted(tmp_path.glob("kafka.log.*"))
+    assert [file.name for file in kept] == [
+        f"kafka.log.{number}" for number in range(1, LOG_FILES_MAX + 1)
+    ]
+    assert kept[0].read_text(encoding="ascii").startswith(f"round {LOG_FILES_MAX + 1} ")
+    assert not rotate(path, bytes_max=100)
+
+
+def test_a_log_goes_by_its_age(tmp_path: Path) -> None:
+    """R-D5: quiet or not, each line is gone before it is 7 x 24 h old, whoever restarts what."""
+    path, begun = tmp_path / "ad_ledger.log", tmp_path / ".ad_ledger.log.begun"
+    now_s = time.time()
+
+    def ago(file: Path, age_s: float) -> None:
+        os.utime(file, (now_s - age_s, now_s - age_s))
+
+    path.write_text("first\n", encoding="ascii")
+    assert not rotate(path)
+    ago(begun, LOG_SPAN_MAX_S - 60)
+    assert not rotate(path)
+    ago(begun, LOG_SPAN_MAX_S + 60)
+    ago(path, 7200)
+    assert rotate(path)
+    aside = path.with_suffix(".log.1")
+    assert (path.read_text("ascii"), aside.read_text("ascii")) == ("", "first\n")
+    # from its last line on, not from when it was moved
+    assert 7100 < now_s - aside.stat().st_mtime < 7300
+    # what is empty does not age: the next line begins anew
+    ago(begun, LOG_SPAN_MAX_S + 60)
+    assert not rotate(path)
+    path.write_text("second\n", encoding="ascii")
+    assert not rotate(path)
+    ago(aside, LOG_AGE_MAX_S - 60)
+    remove_old_logs(tmp_path)
+    assert aside.exists()
+    ago(aside, LOG_AGE_MAX_S + 60)
+    remove_old_logs(tmp_path)
+    assert not aside.exists()
+    assert path.read_text("ascii") == "second\n"
+    assert LOG_SPAN_MAX_S + LOG_AGE_MAX_S + LOGS_TIDIED_EVERY_S < 7 * 24 * 3600 - 3600
+
+
+async def test_a_line_goes_while_its_process_writes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R-D5: the loop for real, days shortened; one log that cannot be moved holds up no other."""
+    for name, value in (("LOGS_TIDIED_EVERY_S", 0.02), ("LOG_SPAN_MAX_S", 0.2)):
+        monkeypatch.setattr(f"deploy.local.process.{name}", value)
+    monkeypatch.setattr("deploy.local.process.LOG_AGE_MAX_S", 0.5)
+    said: list[str] = []
+    stuck = tmp_path / "broken.log"
+    stuck.write_text("stuck\n", encoding="ascii")
+    late_s = time.time() + 3600
+    stuck.with_suffix(".log.2").touch()
+    obstacle = stuck.with_suffix(".log.3")
+    obstacle.mkdir()
+    for path in (stuck.with_suffix(".log.2"), obstacle):
+        os.utime(path, (late_s, late_s))
+
+    def lines() -> str:
+        return "".join(f.read_text("ascii") for f in tmp_path.glob("*.log*") if f.is_file())
+
+    async def first_is_gone() -> bool:
+        writer.write(b"another\n")
+        return "first" not in lines()
+
+    async def nothing_is_stuck() -> bool:
+        return "stuck" not in lines()
+
+    tidying = asyncio.create_task(keep_logs_tidy(tmp_path, said.append))
+    try:
+        with (tmp_path / "gateway.log").open("ab", buffering=0) as writer:
+            writer.write(b"first\n")
+            await asyncio.sleep(0.1)
+            assert "first" in lines()
+            await eventually(first_is_gone, within_s=20)
+            writer.write(b"last\n")
+            assert "last" in lines()
+        assert len(said) == 1, "said once, however often it fails"
+        assert "broken.log" in said[0]
+        obstacle.rmdir()
+        await eventually(nothing_is_stuck, within_s=20)
+    finally:
+        tidying.cancel()
 
 
 def test_a_child_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
