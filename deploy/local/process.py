@@ -18,9 +18,9 @@ LAUNCH = Path(__file__).with_name("launch.py")
 LOG_BYTES_MAX = 10 * 1024 * 1024
 LOG_FILES_MAX = 3
 LOG_SPAN_MAX_S = 24 * 3600.0
-"""Between the first and the last line of a file."""
-LOG_AGE_MAX_S = 5 * 24 * 3600.0
-"""Since the last line of a file: with its span, and a day to spare, under 7 x 24 h (R-D5)."""
+"""Age of a file's first line; then another one begins."""
+LOG_AGE_MAX_S = 6 * 24 * 3600.0
+"""Since the first line of a file: a day to spare, under 7 x 24 h (R-D5)."""
 LOGS_TIDIED_EVERY_S = 5.0
 BACKOFF_MIN_S = 0.5
 BACKOFF_MAX_S = 30.0
@@ -84,17 +84,22 @@ def rotate(path: Path, bytes_max: int = LOG_BYTES_MAX) -> bool:
     except FileNotFoundError:
         return False
     begun = path.with_name(f".{path.name}.begun")
-    if size == 0 or not begun.exists():
-        # an empty file has no age; where nobody noted one it is young, we look every few seconds
+    if size == 0:
+        # an empty file has no age
         begun.touch()
+    elif not begun.exists():
+        # nobody has looked at it yet, which happens every few seconds
+        begun.touch()
+        shutil.copystat(path, begun)
     if size == 0 or (size <= bytes_max and _age_s(begun) <= LOG_SPAN_MAX_S):
         return False
     for number in range(LOG_FILES_MAX - 1, 0, -1):
         older = path.with_suffix(f".log.{number}")
         if older.exists():
             older.replace(path.with_suffix(f".log.{number + 1}"))
-    # with its times: how old it is counts from its last line
-    shutil.copy2(path, path.with_suffix(".log.1"))
+    shutil.copy(path, path.with_suffix(".log.1"))
+    # as old as its first line: a machine that slept may have written the last one days later
+    shutil.copystat(begun, path.with_suffix(".log.1"))
     os.truncate(path, 0)
     begun.touch()
     return True
@@ -102,7 +107,7 @@ def rotate(path: Path, bytes_max: int = LOG_BYTES_MAX) -> bool:
 
 def remove_old_logs(folder: Path) -> None:
     """Remove what was moved aside and has lived as long as a log may (R-D5)."""
-    for path in folder.glob("*.log.*"):
+    for path in folder.glob("[!.]*.log.*"):
         with contextlib.suppress(FileNotFoundError):
             if _age_s(path) > LOG_AGE_MAX_S:
                 path.unlink()

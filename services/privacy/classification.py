@@ -13,7 +13,7 @@ SHARED: Classification = {
     },
     "outbox_cursor": plain("single txid id"),
     "retention_done": plain("order_id kind before_day counts done_at action"),
-    "retention_later": plain("order_id content received_at"),
+    "retention_later": plain("order_id content received_at is_unseen"),
     "privacy_table": plain(
         "name kind day_column subject_column via own_columns via_columns returning_rows "
         "partition_of drop_function"

@@ -7,7 +7,9 @@ spare what is protected whatever this code does; what is settled before is the s
 
 A poll only notes its drops (`retention_later`), for they take locks that nobody can pass, and what
 is about everybody's rows (a hold without names, its end), for a poll must not last so long: each is
-carried out in a transaction of its own, at once after that, by the task of `waiting.py`.
+carried out in a transaction of its own, at once after that, by the task of `waiting.py`. A poll
+that meets such a transaction notes all of its orders, unseen: they are looked at next, before
+anything else is carried out, as if the poll had waited.
 """
 
 import asyncio
@@ -31,6 +33,7 @@ from schemas.retention import (
     TableCount,
 )
 from services.chassis import db, errors, logs
+from services.chassis.clock import sleep
 from services.chassis.context import Context
 from services.chassis.errors import Poison
 from services.chassis.received import Received
@@ -49,6 +52,11 @@ DROP_AGAIN_TRY_FOR = timedelta(seconds=1)
 _FIRST = UUID(int=0)
 ORDERS_LOCK = 7_411_003
 """Beside the chassis' relay lock."""
+POLL_WAITS_S = 1.0
+"""For somebody else who carries out orders; a drop may take an hour, a poll must not."""
+_LOOK_EVERY_S = 0.05
+NOTED_MAX = 200
+"""Orders noted unseen: each that names visitors is a partition. Beyond that a poll waits."""
 WAITING_MAX = 20
 """Orders tried again in one transaction."""
 
@@ -138,16 +146,21 @@ class Executor:
             ctx.count(topics.RETENTION_ORDER, "not_ours", len(orders) - len(ours))
         if not self._simulation and any(r.event.as_of > ctx.now + AHEAD_MAX for r in ours):
             raise Poison("order_from_the_future")
-        await store.be_alone()
+        if not await self._has_its_turn(store, len(ours)):
+            for received in ours:
+                ctx.count(topics.RETENTION_ORDER, await self._note(ctx, store, received))
+            return
+        await self._see_noted(ctx, store)
         for _, alike in itertools.groupby(ours, _what_is_done_together):
             for received in await self._take_new_erasures(ctx, store, list(alike)):
                 outcome = await self._take(ctx, store, received)
                 ctx.count(topics.RETENTION_ORDER, outcome)
 
     async def until_noted(self, within_s: float) -> None:
-        """Wait until a poll has noted a drop, or so long.
+        """Wait until a poll has noted something, or so long.
 
-        The poll may not have committed then; whoever looks stands behind it (`be_alone`).
+        The poll may not have committed then; whoever looks stands behind it (`be_alone`), but for
+        one that found somebody else at work: what it noted is seen with the next look.
         """
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._is_noted.wait(), within_s)
@@ -157,10 +170,12 @@ class Executor:
         """Carry out waiting orders that can be now; return whether there are others to try.
 
         In rotation, so that none waits for another one's calls to end; a drop alone, so that
-        no table stays closed while another one is counted.
+        no table stays closed while another one is counted. What nobody has looked at comes first.
         """
         store = _Store(ctx.connection)
         await store.be_alone()
+        if await self._see_noted(ctx, store):
+            return True
         found = await store.waiting(self._tried_last, WAITING_MAX)
         n_done = 0
         for order in found:
@@ -175,6 +190,69 @@ class Executor:
             return True
         self._tried_last = _FIRST
         return False
+
+    async def _has_its_turn(self, store: "_Store", n_orders: int) -> bool:
+        """Return whether a poll may carry out orders; where it may not, it may note them."""
+        if await store.is_alone_within(POLL_WAITS_S):
+            return True
+        if await store.n_unseen() + n_orders <= NOTED_MAX:
+            return False
+        await store.be_alone()
+        return True
+
+    async def _see_noted(self, ctx: Context[Any], store: "_Store") -> bool:
+        """Look at what was noted, before what came later: a hold before what it keeps is erased."""
+        unseen = await store.waiting(_FIRST, NOTED_MAX, only_unseen=True)
+        for order in unseen:
+            await self._see(ctx, store, order)
+        return bool(unseen)
+
+    async def _note(
+        self, ctx: Context[Any], store: "_Store", received: Received[RetentionOrderV1]
+    ) -> str:
+        """Note an order while somebody else carries out others; return what became of it."""
+        order = received.event
+        # in this order: what waits no longer is done, for whoever looks after that
+        if await store.is_waiting(order.order_id):
+            return "waiting"
+        if await self._answer_again(ctx, store, received):
+            return "repeated"
+        await self._refuse(store, order)
+        await store.wait(order, ctx.now, is_unseen=True)
+        self._is_noted.set()
+        return "later"
+
+    async def _see(self, ctx: Context[Any], store: "_Store", order: RetentionOrderV1) -> None:
+        """Do about a noted order what its poll would have done.
+
+        What a poll would have made a dead letter is forgotten: whoever sent it hears nothing (D3).
+        """
+        if order.names_gone and await self._is_unknown(store, order):
+            await store.stop_waiting(order)
+            return
+        try:
+            async with ctx.part():
+                counts = await self._carry_out_now(ctx, store, order)
+                if counts is None:
+                    await store.saw(order)
+                else:
+                    await self._answer(ctx, store, order, counts)
+        except Poison as error:
+            logs.get().error("order refused", reason=error.reason)
+            await store.stop_waiting(order)
+        except Exception as error:
+            if not errors.is_data_error(error):
+                raise
+            logs.get().error("order failed", **logs.describe(error))
+            await store.saw(order)
+
+    async def _answer(
+        self, ctx: Context[Any], store: "_Store", order: RetentionOrderV1, counts: Counts
+    ) -> None:
+        """End the waiting of an order that is done."""
+        await store.stop_waiting(order)
+        receipt = await _record(ctx, store, order, counts)
+        ctx.outbox.add(topics.RETENTION_RECEIPT, self._signed(receipt))
 
     async def _try_again(self, ctx: Context[Any], store: "_Store", order: RetentionOrderV1) -> bool:
         """Carry out an order that waits; return whether it could be.
@@ -198,9 +276,7 @@ class Executor:
             counts = await self._carry_out(ctx, store, order)
         if counts is None:
             return False
-        await store.stop_waiting(order)
-        receipt = await _record(ctx, store, order, counts)
-        ctx.outbox.add(topics.RETENTION_RECEIPT, self._signed(receipt))
+        await self._answer(ctx, store, order, counts)
         return True
 
     async def forget_done(self, ctx: Context[Any]) -> int:
@@ -212,12 +288,7 @@ class Executor:
     ) -> str:
         """Take one order; return what became of it, a word to count it by."""
         order = received.event
-        done = await store.done(order.order_id)
-        if done is not None:
-            if (done.kind, done.action) != (order.kind, order.action):
-                raise Poison("order_differs")
-            receipt = self._signed(done.receipt(ctx.service))
-            ctx.outbox.add(topics.RETENTION_RECEIPT, receipt, cause=received)
+        if await self._answer_again(ctx, store, received):
             return "repeated"
         if await store.is_waiting(order.order_id):
             return "waiting"
@@ -232,18 +303,45 @@ class Executor:
         ctx.outbox.add(topics.RETENTION_RECEIPT, receipt, cause=received)
         return "carried_out"
 
+    async def _answer_again(
+        self, ctx: Context[Any], store: "_Store", received: Received[RetentionOrderV1]
+    ) -> bool:
+        """Answer an order that is done as the first time; return whether it is."""
+        order = received.event
+        done = await store.done(order.order_id)
+        if done is None:
+            return False
+        if (done.kind, done.action) != (order.kind, order.action):
+            raise Poison("order_differs")
+        receipt = self._signed(done.receipt(ctx.service))
+        ctx.outbox.add(topics.RETENTION_RECEIPT, receipt, cause=received)
+        return True
+
+    async def _refuse(self, store: "_Store", order: RetentionOrderV1) -> None:
+        """Refuse, while it can still be a dead letter, what contradicts what is known by now.
+
+        Raises:
+            Poison: it does.
+        """
+        if order.names_gone:
+            return
+        if order.action is RetentionAction.ANONYMISE and not self._can_count(
+            self._dropped_by(order)
+        ):
+            raise Poison("no_anonymiser")
+        if order.action in _PROTECTING:
+            _refuse_protection(order, await store.protection(order.protection_id))
+
     async def _carry_out_now(
         self, ctx: Context[Any], store: "_Store", order: RetentionOrderV1
     ) -> Counts | None:
         """Carry out an order in the poll's transaction; None where it has to wait."""
         if order.names_gone:
             return ()
-        tables = self._dropped_by(order)
-        if order.action is RetentionAction.ANONYMISE and not self._can_count(tables):
-            # whoever let it pass would destroy what was to be known, or keep what was to go
-            raise Poison("no_anonymiser")
+        # whoever let it pass would destroy what was to be known, or keep what was to go
+        await self._refuse(store, order)
         if order.action in _DROPPING:
-            if not tables:
+            if not self._dropped_by(order):
                 return ()
         elif not await self._is_about_everybody(store, order):
             return await self._carry_out(ctx, store, order)
@@ -437,12 +535,15 @@ async def _protect(ctx: Context[Any], store: "_Store", order: RetentionOrderV1) 
     Raises:
         Poison: its id is another one's, or it is over: what it kept is gone, it cannot begin anew.
     """
-    known = await store.protection(order.protection_id)
+    _refuse_protection(order, await store.protection(order.protection_id))
+    await store.protect(order, ctx.now)
+
+
+def _refuse_protection(order: RetentionOrderV1, known: "_Protection | None") -> None:
     if known is not None and known.is_over:
         raise Poison("protection_is_over")
     if known is not None and known != _Protection.of(order):
         raise Poison("protection_differs")
-    await store.protect(order, ctx.now)
 
 
 async def _release(ctx: Context[Any], store: "_Store", order: RetentionOrderV1) -> Counts:
@@ -691,18 +792,38 @@ class _Store:
         )
         return bool(found)
 
-    async def wait(self, order: RetentionOrderV1, now: datetime) -> None:
+    async def wait(
+        self, order: RetentionOrderV1, now: datetime, *, is_unseen: bool = False
+    ) -> None:
         """Keep an order; the visitors whom it names in a partition that goes with it."""
         if order.visitor_ids:
             await self._connection.execute(
                 "SELECT privacy_wait($1, $2)", order.order_id, list(order.visitor_ids)
             )
         await self._connection.execute(
-            "INSERT INTO retention_later (order_id, content, received_at) VALUES ($1, $2, $3)",
+            """
+            INSERT INTO retention_later (order_id, content, received_at, is_unseen)
+            VALUES ($1, $2, $3, $4)
+            """,
             order.order_id,
             order.model_dump(mode="json", exclude={"visitor_ids"}),
             now,
+            is_unseen,
         )
+
+    async def saw(self, order: RetentionOrderV1) -> None:
+        """Let a noted order wait like others."""
+        await self._connection.execute(
+            "UPDATE retention_later SET is_unseen = false WHERE order_id = $1", order.order_id
+        )
+
+    async def is_alone_within(self, within_s: float) -> bool:
+        """As `be_alone`, but wait only so long; return whether it is so."""
+        for _ in range(round(within_s / _LOOK_EVERY_S)):
+            if await self._connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", ORDERS_LOCK):
+                return True
+            await sleep(_LOOK_EVERY_S)
+        return False
 
     async def be_alone(self) -> None:
         """Let nobody else carry out orders of this service until the end of the transaction.
@@ -711,17 +832,25 @@ class _Store:
         """
         await self._connection.execute("SELECT pg_advisory_xact_lock($1)", ORDERS_LOCK)
 
-    async def waiting(self, after: UUID, limit: int) -> list[RetentionOrderV1]:
+    async def n_unseen(self) -> int:
+        return int(
+            await self._connection.fetchval("SELECT count(*) FROM retention_later WHERE is_unseen")
+        )
+
+    async def waiting(
+        self, after: UUID, limit: int, *, only_unseen: bool = False
+    ) -> list[RetentionOrderV1]:
         """Return orders that wait, by their ids (by age, that is), those after one."""
         rows = await self._connection.fetch(
             """
             SELECT l.content, ARRAY(SELECT v.visitor_id::text FROM privacy_visitor v
                                     WHERE v.list_id = l.order_id) AS visitor_ids
-            FROM retention_later l WHERE l.order_id > $1
+            FROM retention_later l WHERE l.order_id > $1 AND (l.is_unseen OR NOT $3)
             ORDER BY l.order_id LIMIT $2
             """,
             after,
             limit,
+            only_unseen,
         )
         return [
             RetentionOrderV1.model_validate_json(

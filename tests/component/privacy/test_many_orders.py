@@ -1,15 +1,21 @@
 """Many erasures in one poll, and a drop beside a long reader (R-D5, R-G3, D2, D3)."""
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from time import monotonic
+from typing import Any
 from uuid import UUID
 
 import asyncpg
 import pytest
 
 from schemas.retention import DataKind, RetentionAction, RetentionOrderV1, RetentionReceiptV1
-from services.privacy.executor import ORDERS_LOCK, WAITING_MAX
+from services.chassis import db
+from services.chassis.errors import Poison
+from services.privacy.executor import NOTED_MAX, ORDERS_LOCK, POLL_WAITS_S, WAITING_MAX
 from tests.support.bench import IDS, new_visitor_id
 from tests.support.protected import Side, carry_out, open_side, poll, total
 from tests.support.stack import World
@@ -253,6 +259,137 @@ async def test_one_transaction_at_a_time_carries_out_orders(world: World, servic
             assert receipt.order_id == order.order_id
         finally:
             await other.close()
+
+
+@contextlib.asynccontextmanager
+async def somebody_at_work(world: World, service: str) -> AsyncIterator["asyncpg.Connection[Any]"]:
+    """Have orders carried out by somebody else meanwhile, until the connection commits."""
+    other = await asyncpg.connect(world.database_url(service))
+    try:
+        await other.execute(f"BEGIN; SELECT pg_advisory_xact_lock({ORDERS_LOCK})")
+        yield other
+    finally:
+        await other.close()
+
+
+async def test_a_poll_beside_a_long_drop_notes_its_orders_and_ends(world: World) -> None:
+    """D2, D3: a real drop, slow; each order gets its receipt after that, a hold before a drop."""
+    slow_s = 6.0
+    async with open_side(world, "call_control") as side:
+        held, erased, day = new_visitor_id(), new_visitor_id(), side.today - timedelta(days=6)
+        await side.fill(new_visitor_id(), day)
+        hold, erase, drop = (
+            side.order(RetentionAction.HOLD, held, protection_id=IDS.new()),
+            side.order(RetentionAction.ERASE, erased),
+            side.order(RetentionAction.DROP, kinds=(DataKind.TRAFFIC_DATA,)),
+        )
+        nameless = side.order(
+            RetentionAction.HOLD, before=day + timedelta(days=1), protection_id=IDS.new()
+        )
+        assert len(await side.handle(nameless)) == 1
+        slow = side.order(
+            RetentionAction.DROP, kinds=(DataKind.TRAFFIC_DATA,), before=day + timedelta(days=1)
+        )
+        await side.owner.execute(
+            f"""
+            CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN PERFORM pg_sleep({slow_s}); RETURN NEW; END $$;
+            CREATE TRIGGER slow BEFORE INSERT ON privacy_kept FOR EACH ROW
+                WHEN (NEW.source = 'call') EXECUTE FUNCTION slow()
+            """
+        )
+        task = await db.connect(side.bench.url)
+        beside = replace(side, bench=replace(side.bench, connection=task))
+        try:
+            assert await poll(side.bench, side.executor, slow) == []
+            dropping = asyncio.create_task(beside.retry())
+            await asyncio.sleep(0.5)
+            begun_s = monotonic()
+            # the drop stands before the hold: noted, not carried out
+            assert await poll(side.bench, side.executor, drop, hold, erase, erase) == []
+            assert monotonic() - begun_s < POLL_WAITS_S + 1.5
+            assert not dropping.done()
+            (receipt,) = await dropping
+            assert receipt.order_id == slow.order_id
+        finally:
+            await task.close()
+            await side.owner.execute("DROP FUNCTION slow CASCADE")
+        for visitor_id in (held, erased):
+            await side.fill(visitor_id)
+        seen = await side.retry()
+        assert {receipt.order_id for receipt in seen} == {hold.order_id, erase.order_id}
+        assert not any(
+            str(erased) in text for texts in (await side.live()).values() for text in texts
+        )
+        # in rotation: it is older than the one that was tried last
+        assert [r.order_id for _ in range(2) for r in await side.retry()] == [drop.order_id]
+        assert any(str(held) in text for text in (await side.kept())["call"])
+        assert await side.retry() == []
+        # told again, each gets its first receipt
+        assert len(await poll(side.bench, side.executor, drop, hold, erase)) == 3
+        assert await side.violations() == {}
+
+
+async def test_what_was_noted_comes_before_what_follows_it(world: World, service: str) -> None:
+    """D2: an erasure that finds nobody at work does not take what a noted hold keeps."""
+    async with open_side(world, service) as side:
+        visitor_id = new_visitor_id()
+        await side.fill(visitor_id)
+        hold = side.order(RetentionAction.HOLD, visitor_id, protection_id=IDS.new())
+        async with somebody_at_work(world, service):
+            assert await poll(side.bench, side.executor, hold) == []
+        erase = side.order(RetentionAction.ERASE, visitor_id)
+        receipts = await poll(side.bench, side.executor, erase)
+        assert [receipt.order_id for receipt in receipts] == [hold.order_id, erase.order_id]
+        # by the erasure's own receipt: rows met the hold, and none went
+        found = total(receipts[1:]).values()
+        assert any(n_held for _, n_held, _ in found)
+        assert not any(n_gone for n_gone, _, _ in found)
+        assert await side.retry() == []
+        assert await side.violations() == {}
+
+
+async def test_what_contradicts_is_refused_by_a_poll_that_only_notes(
+    world: World, service: str
+) -> None:
+    """D3, D4: as a dead letter where it is known; else it is forgotten, and answered by nobody."""
+    async with open_side(world, service) as side:
+        hold = side.order(RetentionAction.HOLD, new_visitor_id(), protection_id=IDS.new())
+        await side.handle(hold)
+        other = hold.model_copy(update={"order_id": IDS.new(), "before_day": side.today})
+        fresh = side.order(RetentionAction.HOLD, new_visitor_id(), protection_id=IDS.new())
+        differs = fresh.model_copy(update={"order_id": IDS.new(), "before_day": side.today})
+        async with somebody_at_work(world, service):
+            with pytest.raises(Poison, match="protection_differs"):
+                await poll(side.bench, side.executor, other)
+            assert await poll(side.bench, side.executor, fresh, differs) == []
+        assert [receipt.order_id for receipt in await side.retry()] == [fresh.order_id]
+        assert await side.retry() == []
+        assert await side.owner.fetchval("SELECT count(*) FROM retention_later") == 0
+        assert await side.violations() == {}
+
+
+async def test_no_more_is_noted_than_the_database_bears(world: World) -> None:
+    """D3: each noted order that names visitors is a partition; beyond that the poll waits."""
+    async with open_side(world, "consent") as side:
+        erasures = [side.order(RetentionAction.ERASE, new_visitor_id()) for _ in range(3)]
+        await side.owner.execute(
+            """
+            INSERT INTO retention_later (order_id, content, received_at, is_unseen)
+            SELECT gen_random_uuid(), '{}', now(), true FROM generate_series(2, $1)
+            """,
+            NOTED_MAX - 1,
+        )
+        async with somebody_at_work(world, "consent") as other:
+            assert await poll(side.bench, side.executor, erasures[0]) == []
+            assert await poll(side.bench, side.executor, erasures[1]) == []
+            waiting = asyncio.create_task(poll(side.bench, side.executor, erasures[2]))
+            await asyncio.sleep(POLL_WAITS_S + 1)
+            assert not waiting.done()
+            await side.owner.execute("DELETE FROM retention_later WHERE content = '{}'")
+            await other.execute("COMMIT")
+            answered = {receipt.order_id for receipt in await waiting}
+        assert answered == {order.order_id for order in erasures}
 
 
 async def test_no_order_waits_for_another_ones_call_to_end(world: World) -> None:
