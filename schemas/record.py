@@ -9,7 +9,14 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from schemas.retention import HOLDER_PATTERN, RECORD_KINDS, DataKind, DocumentClass
+from schemas.retention import (
+    HOLDER_PATTERN,
+    KEY_ID_PATTERN,
+    RECORD_KINDS,
+    SIGNATURE_PATTERN,
+    DataKind,
+    DocumentClass,
+)
 from schemas.wire import ServerId, WireModel
 
 
@@ -59,6 +66,9 @@ assert FITTING.keys() == RECORD_KINDS
 class RecordV1(WireModel):
     """One thing that happened to one record. Natural key: the event's own id.
 
+    Signed by the holder (Ed25519): `signature` in hex, over all other fields but `key_id`, and the
+    event's id (services/retention/README.md, with an example). Unsigned, nothing is taken.
+
     Attributes:
         record_id: issued by the holder, opaque: in no other place but at the holder.
         document_class: exactly for records of contracts; decides how long they stay blocked.
@@ -73,6 +83,8 @@ class RecordV1(WireModel):
     happened: Happening
     happened_on: date
     document_class: DocumentClass | None = None
+    key_id: Annotated[str, Field(pattern=KEY_ID_PATTERN)] | None = None
+    signature: Annotated[str, Field(pattern=SIGNATURE_PATTERN)] | None = None
 
     @model_validator(mode="after")
     def _facts_fit_the_kind(self) -> Self:

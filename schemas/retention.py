@@ -14,6 +14,9 @@ RECORDS_MAX = 1000
 """Of one order, as for visitors."""
 HOLDER_PATTERN = r"^[a-z][a-z0-9_]{0,30}$"
 """Name of who answers an order: a service of ours, or a system outside that keeps records."""
+KEY_ID_PATTERN = r"^[A-Za-z0-9]{1,32}$"
+SIGNATURE_PATTERN = r"^[0-9a-f]{128}$"
+"""Ed25519, in hex."""
 
 
 class DataKind(StrEnum):
@@ -203,8 +206,8 @@ class TableCount(WireModel):
 class RetentionReceiptV1(WireModel):
     """What one service did about one order: counts, never data. Natural key: (order, service).
 
-    Signed by the service (Ed25519, `services/privacy/receipts.py`): `signature` in hex, over all
-    other fields but `key_id`.
+    Signed (Ed25519) by the service or the system outside that it names: `signature` in hex, over
+    all other fields but `key_id` (`services/privacy/receipts.py`; services/retention/README.md).
     """
 
     order_id: ServerId
@@ -212,5 +215,5 @@ class RetentionReceiptV1(WireModel):
     kind: DataKind
     counts: Annotated[tuple[TableCount, ...], Field(max_length=64)]
     done_at: Instant
-    key_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9]{1,32}$")] | None = None
-    signature: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")] | None = None
+    key_id: Annotated[str, Field(pattern=KEY_ID_PATTERN)] | None = None
+    signature: Annotated[str, Field(pattern=SIGNATURE_PATTERN)] | None = None

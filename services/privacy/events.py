@@ -101,7 +101,9 @@ EVENTS: Classification = {
     ),
     # an id that the holder alone can resolve, of a document rather than of a person
     topics.REGISTER.name: plain("name version document sha256"),
-    topics.RECORD.name: plain("record_id kind holder happened happened_on document_class"),
+    topics.RECORD.name: plain(
+        "record_id kind holder happened happened_on document_class key_id signature"
+    ),
 }
 """Topic -> dotted path of a field -> what it is."""
 

@@ -8,18 +8,17 @@ import json
 from collections.abc import Mapping
 
 from schemas.retention import RetentionReceiptV1
-from services.chassis.declaration import SERVICES
 from services.privacy.chain import SigningKeys, VerifyKeys, canonical
 
 
 def sign(keys: SigningKeys, receipt: RetentionReceiptV1) -> RetentionReceiptV1:
     """Return the receipt with the service's signature."""
-    key_id, signature = keys.sign(_message(receipt))
+    key_id, signature = keys.sign(message(receipt))
     return receipt.model_copy(update={"key_id": key_id, "signature": signature.hex()})
 
 
 class Signatories:
-    """Who may sign receipts, and with which keys.
+    """Which services may sign receipts, and with which keys.
 
     JSON `{"<service>": {"<key id>": "<64 hex digits of the public key>"}}`.
     """
@@ -37,17 +36,11 @@ class Signatories:
         self._keys = _read(text)
 
     def is_valid(self, receipt: RetentionReceiptV1) -> bool:
-        """Whether a receipt is signed by the service that it names.
-
-        A system outside, which has no key here, need not sign: Kafka lets it write as itself only.
-        """
+        """Whether a receipt is signed by the service that it names; without keys it is not."""
         keys = self._keys.get(receipt.service)
-        if keys is None:
-            # a service whose key we were not given is not believed
-            return receipt.service not in SERVICES and receipt.signature is None
-        if receipt.key_id is None or receipt.signature is None:
+        if keys is None or receipt.key_id is None or receipt.signature is None:
             return False
-        return keys.is_valid(receipt.key_id, bytes.fromhex(receipt.signature), _message(receipt))
+        return keys.is_valid(receipt.key_id, bytes.fromhex(receipt.signature), message(receipt))
 
 
 def _read(text: str) -> dict[str, VerifyKeys]:
@@ -57,7 +50,8 @@ def _read(text: str) -> dict[str, VerifyKeys]:
     return {service: VerifyKeys(keys) for service, keys in found.items()}
 
 
-def _message(receipt: RetentionReceiptV1) -> bytes:
+def message(receipt: RetentionReceiptV1) -> bytes:
+    """Return what is signed."""
     unsigned = receipt.model_dump(mode="json", exclude={"key_id", "signature"})
     for count in unsigned["counts"]:
         # a service of the version before does not know the field, and signs without it

@@ -17,12 +17,12 @@ from typing import Annotated, Any, NamedTuple, Self
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from services.privacy.access_log import Reason
 from services.privacy.calendar import berlin_date
 from services.privacy.chain import canonical
-from services.privacy.dated import Dated, Entry
+from services.privacy.dated import Dated, Entry, RegisterError, read_register
 
 BY_SCHEDULE = "schedule"
 """Stands for the author of what a service does by itself: nobody, and nobody's signature."""
@@ -151,15 +151,9 @@ def load(path: Path) -> StaffRegister:
         StaffError: it cannot be read, or is wrong; what it says is not repeated.
     """
     try:
-        return StaffRegister.model_validate_json(path.read_bytes())
-    except OSError:
-        raise StaffError("the register of staff cannot be read") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        # the name of a field that nobody knows may be anything, a name of a person too
-        known = first["loc"][:-1] if first["type"] == "extra_forbidden" else first["loc"]
-        place = ".".join(map(str, known)) or "as a whole"
-        raise StaffError(f"the register of staff, {place}: {first['msg']}") from None
+        return read_register(path, StaffRegister, "staff")
+    except RegisterError as error:
+        raise StaffError(str(error)) from None
 
 
 # ---------------------------------------------------------------------- who somebody is

@@ -3,6 +3,7 @@
 import sys
 
 from services.chassis.service import Command, main
+from services.privacy.dated import RegisterError
 from services.retention import command, compiler, evidence_command, explain, person_command
 from services.retention.app import build
 from services.retention.declaration import DECLARATION
@@ -28,5 +29,5 @@ if __name__ == "__main__":
             # of the code alone: it needs no settings and no database
             sys.exit(compiler.main(sys.argv[2:]))
         sys.exit(main(DECLARATION, build, Settings, commands))
-    except ScheduleError as error:
+    except (RegisterError, ScheduleError) as error:
         sys.exit(f"retention: {error}")

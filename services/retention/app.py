@@ -13,7 +13,7 @@ from services.chassis.service import Service
 from services.privacy import calendar, chain
 from services.privacy.chain import SigningKeys
 from services.privacy.receipts import Signatories
-from services.retention import domain, handlers, kafka, log_dirs, records, schedule
+from services.retention import domain, handlers, holders, kafka, log_dirs, records, schedule
 from services.retention.declaration import DECLARATION
 from services.retention.evidence import CHAIN
 from services.retention.http import build_http
@@ -29,9 +29,11 @@ def build(settings: Settings | None = None) -> Service[Store]:
 
     Raises:
         ScheduleError: the schedule is wrong.
+        RegisterError: the register of holders is.
     """
     settings = settings or Settings.load()
     rules = schedule.load(settings.schedule_path)
+    outside = holders.load(settings.holders_path)
     registry = CollectorRegistry()
     service = Service(
         declaration=DECLARATION,
@@ -46,8 +48,8 @@ def build(settings: Settings | None = None) -> Service[Store]:
     service.on_secret("anchor_keys", anchor_keys.replace)
     service.consume(
         {
-            topics.RECORD: records.Records(rules).on_records,
-            topics.RETENTION_RECEIPT: handlers.unless_forged(signatories),
+            topics.RECORD: records.Records(rules, outside).on_records,
+            topics.RETENTION_RECEIPT: handlers.unless_forged(signatories, outside),
         }
     )
     service.serve(build_http(service.transaction, rules, service.clock))

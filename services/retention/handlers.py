@@ -7,11 +7,13 @@ from schemas import topics
 from schemas.retention import RetentionReceiptV1
 from services.chassis.consume import Handler
 from services.chassis.context import Context
+from services.chassis.declaration import SERVICES
 from services.chassis.errors import Poison
 from services.chassis.received import Received
 from services.privacy.receipts import Signatories
 from services.retention import domain
 from services.retention.domain import Answer, Count, Receipt
+from services.retention.holders import HolderRegister, judge_receipt
 from services.retention.store import Store
 
 
@@ -22,15 +24,20 @@ async def on_receipts(ctx: Context[Store], batch: Sequence[Received[RetentionRec
         ctx.count(topics.RETENTION_RECEIPT, answer.value)
 
 
-def unless_forged(signatories: Signatories) -> Handler:
+def unless_forged(signatories: Signatories, holders: HolderRegister) -> Handler:
     """Return the handler that takes receipts only of those who signed them (R-D9).
 
-    It raises Poison where one is not signed by the service that it names.
+    It raises Poison where one is not signed by the service, or the system outside, that it names.
     """
 
     async def handle(ctx: Context[Store], batch: Sequence[Received[RetentionReceiptV1]]) -> None:
-        if not all(signatories.is_valid(received.event) for received in batch):
-            raise Poison("receipt_not_signed")
+        for received in batch:
+            if received.event.service not in SERVICES:
+                refusal = judge_receipt(holders, received.event, ctx.now)
+                if refusal is not None:
+                    raise Poison(f"receipt_{refusal.value}")
+            elif not signatories.is_valid(received.event):
+                raise Poison("receipt_not_signed")
         await on_receipts(ctx, batch)
 
     return handle

@@ -18,11 +18,11 @@ from schemas.retention import (
     RetentionOrderV1,
 )
 from services.chassis.context import Context
-from services.chassis.declaration import SERVICES
 from services.chassis.received import Received
 from services.privacy import calendar
 from services.retention import record_rules
 from services.retention.domain import Order
+from services.retention.holders import HolderRegister, judge_record
 from services.retention.record_rules import Deed, DueDeed, Happened, History, Record
 from services.retention.record_store import DueRow, EventRow, RecordRow
 from services.retention.schedule import Schedule
@@ -38,24 +38,24 @@ _ACTIONS = {Deed.BLOCK: RetentionAction.RESTRICT, Deed.DELETE: RetentionAction.D
 
 
 class Refusal(StrEnum):
-    """Why something told of a record is not taken."""
+    """Why something told of a record is not taken, though its holder said it (`holders.py`)."""
 
-    HOLDER_IS_A_SERVICE = "holder_is_a_service"
     RECORD_DIFFERS = "record_differs"
 
 
 class Records:
     """Takes what holders tell; when their records are due follows from the schedule."""
 
-    def __init__(self, schedule: Schedule) -> None:
-        """Take the schedule in force."""
+    def __init__(self, schedule: Schedule, holders: HolderRegister) -> None:
+        """Take the schedule in force, and who may tell."""
         self._schedule = schedule
+        self._holders = holders
 
     async def on_records(self, ctx: Context[Store], batch: Sequence[Received[RecordV1]]) -> None:
         """Keep what was told and compute anew when its records are due.
 
-        A record that is not what it was before, or that a service of ours would have to answer
-        for, is dead-lettered: an order for it could never be carried out.
+        What its holder did not sign, and a record that is not what it was before, is
+        dead-lettered: an order for it might never be carried out.
         """
         await ctx.store.lock()
         known = await ctx.store.records.known({received.event.record_id for received in batch})
@@ -63,7 +63,9 @@ class Records:
         events: list[EventRow] = []
         for received in batch:
             row = _row(received.event)
-            refusal = _refuse(row, known.get(row.record_id))
+            refusal = judge_record(self._holders, received.event, received.id, ctx.now) or _refuse(
+                row, known.get(row.record_id)
+            )
             if refusal is not None:
                 ctx.dead_letter(received, refusal.value)
                 continue
@@ -79,8 +81,6 @@ class Records:
 
 
 def _refuse(row: RecordRow, known: RecordRow | None) -> Refusal | None:
-    if row.holder in SERVICES:
-        return Refusal.HOLDER_IS_A_SERVICE
     if known is not None and known != row:
         return Refusal.RECORD_DIFFERS
     return None

@@ -16,6 +16,8 @@ class Settings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="RETENTION_", frozen=True, extra="ignore")
 
     schedule_path: Path = DEFAULT_SCHEDULE
+    holders_path: Path | None = None
+    """Register of systems outside that keep records (`holders.py`); None = there are none."""
     sweep_interval_s: float = Field(default=3600.0, gt=0, le=3600)
     """At most an hour: the rules' margin has room for no more."""
     order_overdue_after_s: float = Field(default=900.0, gt=0)

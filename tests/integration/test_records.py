@@ -5,6 +5,7 @@ its own login and rights. Method: the CNCF's library and librdkafka as `record_s
 runs as a process; consent runs too, and must leave the order alone.
 """
 
+import hashlib
 import json
 import uuid
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from cloudevents.core.bindings.kafka import KafkaMessage, from_binary, to_binary
 from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from deploy.local.layout import ROOT
 from deploy.provision import Infrastructure
@@ -31,12 +33,30 @@ from tests.support.stack import World, finish, make_world, new_prefix
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 WAIT_S = 30.0
 HOLDER = "enquiries"
+KEY = Ed25519PrivateKey.generate()
+PUBLIC_KEY = KEY.public_key().public_bytes_raw()
+REGISTER = {
+    "holders": [
+        {
+            "name": HOLDER,
+            "since": "2026-01-01",
+            "contract_on": None,
+            "kinds": ["contact"],
+            "keys": [{"public_key": PUBLIC_KEY.hex(), "valid_from": "2026-01-01"}],
+        }
+    ]
+}
 
 
 @pytest.fixture
 def world(infra: Infrastructure, tmp_path: Path) -> Iterator[World]:
     made = finish(make_world(new_prefix(), ["consent", "retention"]))
     give_reviewed(made, tmp_path)
+    path = tmp_path / "holders.json"
+    path.write_text(json.dumps(REGISTER), encoding="utf-8")
+    environment = made.environments["retention"]
+    assert isinstance(environment, dict)
+    environment["RETENTION_HOLDERS_PATH"] = str(path)
     yield made
     finish(made.close())
 
@@ -57,12 +77,23 @@ def connection(world: World, **more: object) -> dict[str, Any]:
     }
 
 
-def write(world: World, topic: str, key: str, data: dict[str, Any]) -> None:
+def signed(prefix: bytes, data: dict[str, Any], **beside: str) -> dict[str, Any]:
+    """Sign as the handbook says, with nothing of ours (services/retention/README.md)."""
+    text = json.dumps(
+        data | beside, sort_keys=True, separators=(",", ":"), ensure_ascii=False
+    ).encode()
+    key_id = hashlib.sha256(PUBLIC_KEY).hexdigest()[:16]
+    return data | {"key_id": key_id, "signature": KEY.sign(prefix + b"\0" + text).hex()}
+
+
+def write(
+    world: World, topic: str, key: str, data: dict[str, Any], event_id: str | None = None
+) -> None:
     jsonschema.validate(data, schema(topic))
     event = CloudEvent(
         attributes={
             "specversion": "1.0",
-            "id": str(uuid_utils.uuid7()),
+            "id": event_id or str(uuid_utils.uuid7()),
             "type": f"de.callpartner.{topic}.v1",
             "source": f"/services/{RECORD_SOURCE}",
             "time": datetime.now(UTC),
@@ -123,8 +154,10 @@ async def test_a_foreign_holder_is_ordered_and_its_receipt_completes_the_order(
         "happened": "purpose_fulfilled",
         "happened_on": "2026-11-20",
     }
+    event_id = str(uuid_utils.uuid7())
+    write(world, "record", record_id, signed(b"record", told, event_id=event_id), event_id)
+    # what nobody signed, or a holder that nobody knows, is dead-lettered and stops nobody
     write(world, "record", record_id, told)
-    # what contradicts is dead-lettered and stops nobody
     write(world, "record", record_id, told | {"holder": "another"})
     order = order_for(world, HOLDER)
     jsonschema.validate(order, schema("retention-order"))
@@ -140,10 +173,13 @@ async def test_a_foreign_holder_is_ordered_and_its_receipt_completes_the_order(
         "order_id": order["order_id"],
         "service": HOLDER,
         "kind": "contact",
-        "counts": [{"table": "enquiries", "n_partitions": 0, "n_rows": 1}],
-        "done_at": datetime.now(UTC).isoformat(),
+        "counts": [
+            {"table": "enquiries", "n_partitions": 0, "n_rows": 1, "n_held": 0, "n_restricted": 0}
+        ],
+        "done_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
     }
     write(world, "retention-receipt", order["order_id"], receipt)
+    write(world, "retention-receipt", order["order_id"], signed(b"receipt", receipt))
 
     async def is_complete() -> bool:
         assert open_before is not None
@@ -151,6 +187,10 @@ async def test_a_foreign_holder_is_ordered_and_its_receipt_completes_the_order(
         return now_open is not None and now_open < open_before
 
     await eventually(is_complete, within_s=20)
-    dead = 'retention_dead_letters_total{reason="record_differs",topic="record"}'
-    assert await metric(world, "retention", dead) == 1
+    for topic, reason in (
+        ("record", "not_signed"), ("record", "holder_unknown"),
+        ("retention-receipt", "receipt_not_signed"),
+    ):  # fmt: skip
+        dead = f'retention_dead_letters_total{{reason="{reason}",topic="{topic}"}}'
+        assert await metric(world, "retention", dead) == 1
     assert uuid.UUID(order["order_id"]).version == 7

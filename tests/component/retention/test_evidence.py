@@ -24,6 +24,7 @@ from services.privacy.receipts import Signatories
 from services.privacy.staff import BY_SCHEDULE, Signed, Signer, StaffError, sign_nothing
 from services.retention.evidence import CHAIN, Report
 from services.retention.handlers import on_receipts, unless_forged
+from services.retention.holders import HolderRegister
 from services.retention.person_orders import Author, PersonOrders
 from services.retention.protections import Scope, Step
 from services.retention.schedule import load
@@ -314,7 +315,9 @@ async def test_a_receipt_of_nobody_is_poison_and_changes_nothing(bench: Bench[St
     receipt = RetentionReceiptV1(
         order_id=order.order_id, service="consent", kind=order.kind, counts=(), done_at=bench.now
     )
-    handle = unless_forged(Signatories('{"consent": {}, "ad_ledger": {}}'))
+    handle = unless_forged(
+        Signatories('{"consent": {}, "ad_ledger": {}}'), HolderRegister(holders=())
+    )
     with pytest.raises(Poison, match="receipt_not_signed"):
         async with bench.transaction() as ctx:
             await handle(ctx, [received(topics.RETENTION_RECEIPT, receipt, bench.now)])

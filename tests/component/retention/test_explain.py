@@ -28,6 +28,7 @@ from services.retention.settings import DEFAULT_SCHEDULE
 from services.retention.store import Store
 from services.retention.sweep import issue
 from tests.support.bench import Bench, open_bench, received
+from tests.support.holders import register, signed
 from tests.support.identities import sign
 from tests.support.schedules import reviewed
 from tests.support.stack import World
@@ -229,8 +230,8 @@ async def test_a_record_is_explained_with_what_was_told_and_done(
     )
     audit = event.model_copy(update={"happened": Happening.TAX_ASSESSMENT_OPENED})
     async with bench.transaction() as ctx:
-        batch = [received(topics.RECORD, one, bench.now) for one in (event, audit)]
-        await Records(SCHEDULE).on_records(ctx, batch)
+        batch = [signed(received(topics.RECORD, one, bench.now)) for one in (event, audit)]
+        await Records(SCHEDULE, register(["billing"])).on_records(ctx, batch)
     (order,) = [entry for entry in await sweep(bench) if event.record_id in entry.record_ids]
     await answer(bench, order, "billing")
     found = await told(bench, capsys, event.record_id)

@@ -18,15 +18,19 @@ from schemas.retention import (
     RetentionReceiptV1,
     TableCount,
 )
+from services.chassis.declaration import SERVICES
+from services.chassis.errors import Poison
 from services.chassis.ids import TimeOrderedIds
 from services.chassis.received import Received
 from services.privacy.executor import Executor
-from services.retention.handlers import on_receipts
+from services.privacy.receipts import Signatories
+from services.retention.handlers import on_receipts, unless_forged
 from services.retention.record_store import INVARIANTS
 from services.retention.records import OVERDUE_AFTER, REPEAT_AFTER, Records
 from services.retention.schedule import Schedule
 from services.retention.store import Store
 from services.retention.sweep import issue
+from tests.support import holders
 from tests.support.bench import Bench, open_bench, received
 from tests.support.schedules import reviewed
 from tests.support.stack import World
@@ -73,11 +77,14 @@ async def tell(
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Handle events as one poll; return the counts by outcome and the dead letters by reason."""
     batch = [
-        event if isinstance(event, Received) else received(topics.RECORD, event, bench.now)
+        event
+        if isinstance(event, Received)
+        else holders.signed(received(topics.RECORD, event, bench.now))
         for event in events
     ]
+    known = holders.register({one.event.holder for one in batch} - set(SERVICES))
     async with bench.transaction() as ctx:
-        await Records(schedule).on_records(ctx, batch)
+        await Records(schedule, known).on_records(ctx, batch)
         counts = {outcome: n for (_, outcome), n in ctx.counts.items() if n}
         return counts, {reason: n for (_, reason), n in ctx.dead.items()}
 
@@ -180,8 +187,10 @@ async def test_what_is_not_due_yet_is_not_ordered(bench: Bench[Store], holder: s
 
 async def test_an_event_again_changes_nothing(bench: Bench[Store], holder: str) -> None:
     """R-D9: within a poll and in a later one; two events that say the same are two."""
-    one = received(
-        topics.RECORD, told(holder, Happening.PURPOSE_FULFILLED, bench.now.date()), bench.now
+    one = holders.signed(
+        received(
+            topics.RECORD, told(holder, Happening.PURPOSE_FULFILLED, bench.now.date()), bench.now
+        )
     )
     assert await tell(bench, one, one) == ({"new": 1, "repeated": 1}, {})
     assert await tell(bench, one) == ({"repeated": 1}, {})
@@ -214,9 +223,48 @@ async def test_what_contradicts_is_dead_lettered_and_the_others_go_on(
         fine,
     )
     assert counts["new"] == 2
-    assert dead == {"record_differs": 2, "holder_is_a_service": 1}
+    assert dead == {"record_differs": 2, "holder_unknown": 1}
     ordered = [record_id for order in await sweep(bench, holder) for record_id in order.record_ids]
     assert set(ordered) == {event.record_id, fine.record_id}
+
+
+async def test_only_a_records_holder_tells_of_it(bench: Bench[Store], holder: str) -> None:
+    """R-C5, R-D9: unsigned, by another holder's key, told again as another event: dead letters."""
+    event = told(holder, Happening.PURPOSE_FULFILLED, bench.now.date())
+    heard = received(topics.RECORD, event, bench.now)
+    copied = holders.signed(heard)._replace(id=IDS.new())
+    counts, dead = await tell(bench, heard, holders.signed(heard, by="another"), copied)
+    assert counts.get("new", 0) == 0
+    assert dead == {"not_signed": 1, "key_unknown": 1, "signature_forged": 1}
+    assert await sweep(bench, holder) == []
+    assert await tell(bench, holders.signed(heard)) == ({"new": 1}, {})
+
+
+async def test_only_an_orders_holder_answers_it(bench: Bench[Store], holder: str) -> None:
+    """D3, R-D9: a receipt of somebody else is poison, and the order stays open."""
+    await tell(bench, told(holder, Happening.PURPOSE_FULFILLED, bench.now.date()))
+    (order,) = await sweep(bench, holder)
+    receipt = RetentionReceiptV1(
+        order_id=order.order_id, service=holder, kind=order.kind, counts=(), done_at=bench.now
+    )
+    forged = holders.signed_receipt(receipt.model_copy(update={"service": "another"}))
+    handle = unless_forged(Signatories("{}"), holders.register([holder, "another"]))
+    for wrong, reason in (
+        (receipt, "receipt_not_signed"),
+        (receipt.model_copy(update={"key_id": forged.key_id, "signature": forged.signature}),
+         "receipt_key_unknown"),
+        (holders.signed_receipt(receipt).model_copy(update={"kind": DataKind.CONTRACT}),
+         "receipt_signature_forged"),
+        (receipt.model_copy(update={"service": "nobody"}), "receipt_holder_unknown"),
+    ):  # fmt: skip
+        with pytest.raises(Poison, match=reason):
+            async with bench.transaction() as ctx:
+                await handle(ctx, [received(topics.RETENTION_RECEIPT, wrong, bench.now)])
+        assert not await is_complete(bench, order)
+    async with bench.transaction() as ctx:
+        good = received(topics.RETENTION_RECEIPT, holders.signed_receipt(receipt), bench.now)
+        await handle(ctx, [good])
+    assert await is_complete(bench, order)
 
 
 async def test_many_records_are_more_orders_of_one_kind_and_holder_each(
