@@ -48,42 +48,26 @@ BEGIN
     PERFORM privacy_copy_kept(id, by_order);
 END $$;
 
-CREATE OR REPLACE FUNCTION privacy_release(id uuid, restricts boolean, before date, at timestamptz)
+-- What goes by a release may be all that there is for a hold that has not come to its copies.
+ALTER FUNCTION privacy_release(uuid, boolean, date, timestamptz) RENAME TO privacy_release_copied;
+ALTER FUNCTION privacy_release_copied(uuid, boolean, date, timestamptz) SECURITY INVOKER;
+CREATE FUNCTION privacy_release(id uuid, restricts boolean, before date, at timestamptz)
 RETURNS TABLE (source text, n_rows bigint, n_spared bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
-DECLARE
-    t privacy_table;
-    overtaken uuid[];
-    n_all bigint;
 BEGIN
-    -- what goes here may be all that there is for a hold that has not come to its copies
     PERFORM privacy_copy_kept(p.protection_id, NULL) FROM privacy_protection p
     WHERE p.lacks_copies AND p.released_at IS NULL AND p.protection_id <> id;
-    overtaken := privacy_overtaken(id);
-    FOR t IN SELECT * FROM privacy_table ORDER BY via IS NOT NULL, name LOOP
-        source := t.name;
-        SELECT count(*) INTO n_all FROM privacy_kept k WHERE k.protection_id = id AND k.source = t.name;
-        CONTINUE WHEN n_all = 0;
-        PERFORM privacy_give_back(t, id, before, overtaken);
-        EXECUTE format($sql$
-            SELECT count(*) FROM (
-                SELECT k.row_key FROM %s
-                UNION SELECT k.row_key FROM privacy_kept k JOIN privacy_kept o USING (source, row_key)
-                WHERE k.protection_id = $1 AND k.source = $2 AND o.protection_id <> $1) spared
-            $sql$, privacy_live_sql(t.name)) INTO n_spared USING id, source;
-        n_rows := n_all - n_spared;
-        RETURN NEXT;
-    END LOOP;
-    -- also where it never came: an id that is over cannot begin any more
-    INSERT INTO privacy_protection AS p (protection_id, is_restriction, kinds, before_day, names_visitors, placed_at, released_at)
-    VALUES (id, restricts, '{}', before, false, at, at)
-    ON CONFLICT (protection_id) DO UPDATE SET released_at = coalesce(p.released_at, excluded.released_at);
-    PERFORM privacy_list_drop('privacy_kept', id), privacy_list_drop('privacy_visitor', id);
+    RETURN QUERY SELECT * FROM privacy_release_copied(id, restricts, before, at);
 END $$;
 
 DO $$
+DECLARE
+    name text;
 BEGIN
-    EXECUTE format('REVOKE EXECUTE ON FUNCTION privacy_copy_kept(uuid, uuid) FROM PUBLIC, %I', current_database());
+    FOREACH name IN ARRAY ARRAY['privacy_copy_kept(uuid, uuid)',
+                                'privacy_release_copied(uuid, boolean, date, timestamptz)'] LOOP
+        EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC, %I', name, current_database());
+    END LOOP;
 END $$;
 
 -- migrate: rollback

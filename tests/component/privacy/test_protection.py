@@ -690,6 +690,7 @@ async def test_the_service_can_go_by_the_front_door_only(side: Side) -> None:
         f"SELECT privacy_list_drop('privacy_kept', '{hold}')",
         "SELECT privacy_keep_sql('SELECT 1', 'x')",
         f"SELECT privacy_copy_kept('{hold}', NULL)",
+        f"SELECT privacy_release_copied('{hold}', false, '2100-01-01', now())",
     ):
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await side.bench.fetch(statement)
