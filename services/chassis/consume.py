@@ -24,6 +24,7 @@ from schemas.topics import Topic
 from services.chassis import errors, logs
 from services.chassis.clock import Clock
 from services.chassis.context import Context
+from services.chassis.kafka import FETCH_WAIT_MAX_MS
 from services.chassis.metrics import ChassisMetrics
 from services.chassis.outbox import OutboxRow, RawHeaders
 from services.chassis.received import Received, decode
@@ -136,6 +137,7 @@ class Consumer:
             batch=True,
             max_records=settings.batch_records_max,
             batch_timeout_ms=settings.batch_wait_ms,
+            fetch_max_wait_ms=FETCH_WAIT_MAX_MS,
             auto_offset_reset="earliest",
             ack_policy=AckPolicy.MANUAL,
             # one process owns a visitor in all topics; RoundRobin would split them

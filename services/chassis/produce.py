@@ -18,7 +18,7 @@ from schemas import envelope
 from schemas.topics import BY_NAME, MESSAGE_BYTES_MAX, Topic
 from schemas.wire import WireModel
 from services.chassis import errors, logs, trace
-from services.chassis.kafka import KafkaLogin
+from services.chassis.kafka import FETCH_WAIT_MAX_MS, KafkaLogin
 from services.chassis.outbox import OutboxRow, fits
 from services.chassis.received import Received, decode
 
@@ -249,6 +249,7 @@ class Tail:
             group_id=None,
             enable_auto_commit=False,
             auto_offset_reset="latest",
+            fetch_max_wait_ms=FETCH_WAIT_MAX_MS,
             request_timeout_ms=REQUEST_TIMEOUT_MS,
             metadata_max_age_ms=30_000,
         )

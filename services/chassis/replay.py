@@ -15,7 +15,7 @@ from aiokafka import errors as kafka_errors
 from schemas.topics import BY_NAME, Topic
 from services.chassis import errors, logs
 from services.chassis.clock import Clock
-from services.chassis.kafka import KafkaLogin
+from services.chassis.kafka import FETCH_WAIT_MAX_MS, KafkaLogin
 from services.chassis.received import Received, decode
 
 REQUEST_TIMEOUT_MS = 5_000
@@ -86,6 +86,7 @@ class Replay:
             group_id=None,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
+            fetch_max_wait_ms=FETCH_WAIT_MAX_MS,
             request_timeout_ms=REQUEST_TIMEOUT_MS,
             metadata_max_age_ms=30_000,
         )
