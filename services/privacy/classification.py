@@ -20,7 +20,7 @@ SHARED: Classification = {
     ),
     "privacy_protection": plain(
         "protection_id is_restriction kinds from_day before_day names_visitors placed_at "
-        "released_at"
+        "released_at lacks_copies"
     ),
     # These two go with the hold or restriction that a case file names (R-D3, R-G4), or with the
     # order that waits. Of the kinds that a kept row may have, the one with the shortest period.

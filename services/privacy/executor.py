@@ -346,8 +346,8 @@ class Executor:
         elif not await self._is_about_everybody(store, order):
             return await self._carry_out(ctx, store, order)
         elif order.action is RetentionAction.HOLD:
-            # at once, so that nothing goes while its rows are yet to be counted
-            await _protect(ctx, store, order)
+            # at once, so that nothing goes while its rows are yet to be copied and counted
+            await store.place(order, ctx.now)
         self._is_noted.set()
         return None
 
@@ -738,6 +738,17 @@ class _Store:
         known = await self.protection(protection_id)
         return known is not None and known.is_over
 
+    async def place(self, order: RetentionOrderV1, now: datetime) -> None:
+        """Place a hold of everybody's rows; its copies of what others keep come with `protect`."""
+        await self._connection.execute(
+            "SELECT privacy_place($1, $2, $3, $4, $5)",
+            order.protection_id,
+            sorted(kind.value for kind in order.kinds),
+            order.from_day,
+            order.before_day,
+            now,
+        )
+
     async def protect(self, order: RetentionOrderV1, now: datetime) -> None:
         await self._connection.execute(
             "SELECT privacy_protect($1, $2, $3, $4, $5, $6, $7, $8)",
@@ -749,6 +760,8 @@ class _Store:
             list(order.visitor_ids),
             order.order_id,
             now,
+            # of everybody: not within a poll
+            timeout=None if order.visitor_ids else db.LONG_COMMAND_TIMEOUT_S,
         )
 
     async def held(self, order: RetentionOrderV1) -> Counts:

@@ -365,6 +365,52 @@ async def test_what_is_about_everybody_is_no_part_of_a_poll(calls: Side) -> None
     assert await calls.violations() == {}
 
 
+@pytest.mark.parametrize("by", ["the first one's release", "time"])
+async def test_a_second_hold_of_everybody_copies_nothing_in_a_poll(calls: Side, by: str) -> None:
+    """D2: rows that another one keeps are safe from the poll on, and copied in their own time."""
+    visitor, (first, second), limit_s = new_visitor_id(), (IDS.new(), IDS.new()), 1.0
+    await calls.fill(visitor)
+    await calls.handle(calls.order(HOLD, visitor, protection_id=first))
+    await calls.handle(*calls.drops())
+    kept = await calls.kept()
+    assert kept["call"]
+    of_second = f"SELECT count(*) FROM privacy_kept WHERE protection_id = '{second}'"
+    placed = calls.order(HOLD, protection_id=second)
+    hurried = await db.connect(calls.bench.url, command_timeout_s=limit_s)
+    side = replace(calls, bench=replace(calls.bench, connection=hurried))
+    try:
+        if by == "time":
+            await calls.owner.execute(
+                f"""
+                CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+                $$ BEGIN PERFORM pg_sleep({limit_s + 0.5}); RETURN NEW; END $$;
+                CREATE TRIGGER slow BEFORE INSERT ON privacy_kept FOR EACH ROW
+                    WHEN (NEW.source = 'call') EXECUTE FUNCTION slow()
+                """
+            )
+        assert await poll(side.bench, side.executor, placed) == []
+        assert await calls.owner.fetchval(of_second) == 0
+        if by != "time":
+            ends = calls.order(RELEASE, protection_id=first)
+            assert len(await poll(side.bench, side.executor, ends)) == 1
+            assert await calls.kept() == kept
+            assert await calls.owner.fetchval(of_second) > 0
+        (receipt,) = await side.retry()
+    finally:
+        await hurried.close()
+        await calls.owner.execute("DROP FUNCTION IF EXISTS slow CASCADE")
+    assert total([receipt])["call"] == (0, 1, 0)
+    assert (
+        await calls.owner.fetchval("SELECT count(*) FROM privacy_protection p WHERE lacks_copies")
+        == 0
+    )
+    await calls.handle(calls.order(RELEASE, protection_id=first))
+    assert await calls.kept() == kept
+    assert total(await calls.handle(calls.order(RELEASE, protection_id=second)))["call"][0] == 1
+    assert await calls.kept() == {}
+    assert await calls.violations() == {}
+
+
 async def test_a_day_of_which_much_is_held_goes_all_the_same(calls: Side) -> None:
     """D1, D2: as long as it takes. A limit as of other statements would undo it again and again."""
     hold, limit_s = IDS.new(), 3.0
@@ -643,6 +689,8 @@ async def test_the_service_can_go_by_the_front_door_only(side: Side) -> None:
         f"SELECT privacy_day_drop('{side.tables[0].name}', '2100-01-01')",
         f"SELECT privacy_list_drop('privacy_kept', '{hold}')",
         "SELECT privacy_keep_sql('SELECT 1', 'x')",
+        f"SELECT privacy_copy_kept('{hold}', NULL)",
+        f"SELECT privacy_release_copied('{hold}', false, '2100-01-01', now())",
     ):
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await side.bench.fetch(statement)
