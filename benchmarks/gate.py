@@ -6,6 +6,8 @@ within a second (p99) at 1,000 consent events a second.
 Method:
 - `decide`: the pure rule over the shipped register, a mix of permits and refusals;
 - `clear`: the whole gate without its recorder: paths of the payload, rule, cut, JSON;
+- `send`: all that a sending does: the same, verdicts committed to the outbox of a real database,
+  and each payload asked about once more when it is taken;
 - `withdraw`: consent's real process and a reader as each sender has it; the load are decisions of
   other visitors, LOAD_RATE a second; a visitor who had given consent withdraws it, and the gate is
   asked each 5 ms until it refuses. Milliseconds from the instant before the event is handed
@@ -30,15 +32,17 @@ from pydantic import JsonValue
 from schemas import topics
 from schemas.consent import ConsentChoice, ConsentDecision, ConsentMethod, ConsentV1
 from schemas.consent import Purpose as ConsentPurpose
+from services.ad_ledger.store import Store
 from services.chassis.clock import SystemClock
 from services.chassis.ids import TimeOrderedIds
 from services.chassis.produce import KafkaSink, Producer
 from services.privacy import recipients
 from services.privacy.consent_states import ConsentStates
 from services.privacy.declare import Purpose
-from services.privacy.gate import Gate, Permit, Question, Request, Verdict
+from services.privacy.gate import Cleared, Gate, Permit, Question, Recorder, Request, Verdict
+from services.privacy.recorder import OutboxRecorder
 from services.privacy.rules import Change, ConsentFacts, RuleBook, always, decide
-from tests.support.bench import new_visitor_id
+from tests.support.bench import new_visitor_id, open_bench
 from tests.support.machine import machine
 from tests.support.running import ready
 from tests.support.stack import World, make_world, new_prefix
@@ -48,6 +52,9 @@ GOAL_P99_MS = 1_000
 LOAD_RATE = 1_000
 PROBE_RATE = 10
 N_PURE = 50_000
+N_CLEARED = 10_000
+BATCH = 100
+"""Of one recording, as the ledger's feed has it."""
 ASK_EVERY_S = 0.005
 """Denser, the probes of a slow moment would keep the loop from reading what they wait for."""
 IDS = TimeOrderedIds()
@@ -104,20 +111,36 @@ async def nobody(verdicts: Sequence[Verdict]) -> None:
     """Stand for the recorder: its cost is the outbox's."""
 
 
-async def time_clear() -> float:
-    """Return payloads a second through the gate."""
+async def time_clear(recorder: Recorder = nobody, *, is_taken: bool = False) -> float:
+    """Return payloads a second through the gate.
+
+    Args:
+        is_taken: whether each is asked about once more, and handed out.
+    """
     visitor_id = new_visitor_id()
     rules = RuleBook(always(REGISTER), lambda _visitor, _now: ConsentFacts(is_fresh=True))
-    gate = Gate(nobody, CLOCK, rules=rules)
+    gate = Gate(recorder, CLOCK, rules=rules)
     request = Request(
         payload=PAYLOAD, recipient="ad-partner", purpose=Purpose.AD_SETTLEMENT,
         visitor_id=visitor_id, happened_at=CLOCK.now() - timedelta(minutes=1),
     )  # fmt: skip
-    batch = [request] * 100
+    batch = [request] * BATCH
     started = time.perf_counter()
-    for _ in range(N_PURE // 500):
-        await gate.clear_many(batch)
-    return N_PURE / 5 / (time.perf_counter() - started)
+    for _ in range(N_CLEARED // BATCH):
+        found = await gate.clear_many(batch)
+        if is_taken:
+            now = CLOCK.now()
+            for cleared in found:
+                assert isinstance(cleared, Cleared), "settlement needs no consent"
+                await cleared.take("ad-partner", now)
+    return N_CLEARED / (time.perf_counter() - started)
+
+
+async def time_send(world: World) -> float:
+    """Return payloads a second, recorded and handed out."""
+    async with open_bench(world, "ad_ledger", Store) as bench:
+        await bench.fetch("SELECT chassis_outbox_maintain()")
+        return await time_clear(OutboxRecorder(bench.transaction), is_taken=True)
 
 
 def consent(visitor_id: UUID, decision: ConsentDecision) -> ConsentV1:
@@ -231,6 +254,7 @@ async def one_round(seconds: float) -> dict[str, float]:
     figures = {"decide": time_decide(), "clear": await time_clear()}
     world = await make_world(new_prefix(), ["consent", "ad_ledger"])
     try:
+        figures["send"] = await time_send(world)
         return figures | await time_withdrawals(world, seconds)
     finally:
         await world.close()
@@ -260,6 +284,7 @@ async def run(seconds: float, n_rounds: int) -> dict[str, Any]:
     ratios = {
         "gate_decide_per_goal": [r["decide"] / GOAL_DECISIONS for r in rounds],
         "gate_clear_per_goal": [r["clear"] / GOAL_DECISIONS for r in rounds],
+        "gate_send_per_clear": [r["send"] / r["clear"] for r in rounds],
         "gate_goal_per_withdraw_p99": [GOAL_P99_MS / r["withdraw_p99"] for r in rounds],
     }
     return {
