@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Everything they need is brought into this folder.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap demo test test-containers check export lock bench bench-calls bench-deletion recovery chaos prove-deletion up down status logs clean
+.PHONY: help bootstrap demo test test-containers check export lock bench bench-calls bench-deletion bench-gate recovery chaos prove-deletion up down status logs clean
 
 # the first interpreter that runs and is of a version the project supports
 PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
@@ -70,6 +70,9 @@ bench: bootstrap ## measure the ad-view path beside COPY and a naive consumer; n
 
 bench-deletion: bootstrap ## measure the drop of a day beside DELETE, and the erasure of one person; no verdict
 	@$(RUN) -m benchmarks.deletion
+
+bench-gate: bootstrap ## measure the transfer gate, and how soon a withdrawal reaches it; no verdict
+	@$(RUN) -m benchmarks.gate
 
 bench-calls: bootstrap ## measure call set-up and cut error with and without load beside them; no verdict
 	@$(RUN) -m benchmarks.calls
