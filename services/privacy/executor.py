@@ -2,7 +2,7 @@
 
 One transaction holds the deed, its record and the receipt, so that there is no receipt without its
 deed and no deed without its receipt. An order that comes again gets the receipt of the first time.
-Rows are dropped, erased and set aside by the database owner's functions (`privacy_0003`), which
+Rows are dropped, erased and set aside by the database owner's functions (`order_store.py`), which
 spare what is protected whatever this code does; what is settled before is the service's.
 
 A poll only notes its drops (`retention_later`), for they take locks that nobody can pass, and what
@@ -15,8 +15,7 @@ anything else is carried out, as if the poll had waited.
 import asyncio
 import contextlib
 import itertools
-import json
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -26,35 +25,24 @@ import asyncpg
 
 from schemas import topics
 from schemas.retention import (
-    DataKind,
     RetentionAction,
     RetentionOrderV1,
     RetentionReceiptV1,
-    TableCount,
 )
 from services.chassis import db, errors, logs
-from services.chassis.clock import sleep
 from services.chassis.context import Context
 from services.chassis.errors import Poison
 from services.chassis.received import Received
 from services.privacy import erased, receipts
 from services.privacy.chain import SigningKeys
-from services.privacy.declare import PartitionOf, Table
+from services.privacy.declare import Table
+from services.privacy.order_store import Counts, Done, OrderStore, Protection
 
 AHEAD_MAX = timedelta(minutes=5)
 """How far an order's instant may lie in the future on a stack that is no simulation."""
-DROP_LOCK_WAIT_MAX_MS = 200
-"""How long a drop may stand in the queue for a table; less than until a deadlock is looked for."""
-DROP_TRY_FOR = timedelta(milliseconds=200)
-"""How long a drop looks for a moment when nobody has its tables, the first time."""
-DROP_AGAIN_TRY_FOR = timedelta(seconds=1)
-"""The same each time after that; then it stands in the queue once."""
 _FIRST = UUID(int=0)
-ORDERS_LOCK = 7_411_003
-"""Beside the chassis' relay lock."""
 POLL_WAITS_S = 1.0
 """For somebody else who carries out orders; a drop may take an hour, a poll must not."""
-_LOOK_EVERY_S = 0.05
 NOTED_MAX = 200
 """Orders noted unseen: each that names visitors is a partition. Beyond that a poll waits."""
 WAITING_MAX = 20
@@ -65,7 +53,6 @@ BeforeDrop = Callable[[Context[Any], Table, RetentionOrderV1], Awaitable[None]]
 Busy = Callable[[Context[Any], Collection[UUID]], Awaitable[set[UUID]]]
 MakeFigures = Callable[[Context[Any], Table, date], Awaitable[int]]
 Settle = Callable[[Context[Any], Collection[UUID], date], Awaitable[None]]
-Counts = tuple[TableCount, ...]
 Orders = Sequence[Received[RetentionOrderV1]]
 
 
@@ -139,7 +126,7 @@ class Executor:
         Raises:
             Poison: the order contradicts what this service knows; nothing is changed.
         """
-        store = _Store(ctx.connection)
+        store = OrderStore(ctx.connection)
         ours = [received for received in orders if received.event.holder is None]
         if len(ours) < len(orders):
             # about records outside: their holder answers, and nobody else
@@ -172,7 +159,7 @@ class Executor:
         In rotation, so that none waits for another one's calls to end; a drop alone, so that
         no table stays closed while another one is counted. What nobody has looked at comes first.
         """
-        store = _Store(ctx.connection)
+        store = OrderStore(ctx.connection)
         await store.be_alone()
         if await self._see_noted(ctx, store):
             return True
@@ -191,7 +178,7 @@ class Executor:
         self._tried_last = _FIRST
         return False
 
-    async def _has_its_turn(self, store: "_Store", n_orders: int) -> bool:
+    async def _has_its_turn(self, store: OrderStore, n_orders: int) -> bool:
         """Return whether a poll may carry out orders; where it may not, it may note them."""
         if await store.is_alone_within(POLL_WAITS_S):
             return True
@@ -200,7 +187,7 @@ class Executor:
         await store.be_alone()
         return True
 
-    async def _see_noted(self, ctx: Context[Any], store: "_Store") -> bool:
+    async def _see_noted(self, ctx: Context[Any], store: OrderStore) -> bool:
         """Look at what was noted, before what came later: a hold before what it keeps is erased."""
         unseen = await store.waiting(_FIRST, NOTED_MAX, only_unseen=True)
         for order in unseen:
@@ -208,7 +195,7 @@ class Executor:
         return bool(unseen)
 
     async def _note(
-        self, ctx: Context[Any], store: "_Store", received: Received[RetentionOrderV1]
+        self, ctx: Context[Any], store: OrderStore, received: Received[RetentionOrderV1]
     ) -> str:
         """Note an order while somebody else carries out others; return what became of it."""
         order = received.event
@@ -222,7 +209,7 @@ class Executor:
         self._is_noted.set()
         return "later"
 
-    async def _see(self, ctx: Context[Any], store: "_Store", order: RetentionOrderV1) -> None:
+    async def _see(self, ctx: Context[Any], store: OrderStore, order: RetentionOrderV1) -> None:
         """Do about a noted order what its poll would have done.
 
         What a poll would have made a dead letter is forgotten: whoever sent it hears nothing (D3).
@@ -247,14 +234,16 @@ class Executor:
             await store.saw(order)
 
     async def _answer(
-        self, ctx: Context[Any], store: "_Store", order: RetentionOrderV1, counts: Counts
+        self, ctx: Context[Any], store: OrderStore, order: RetentionOrderV1, counts: Counts
     ) -> None:
         """End the waiting of an order that is done."""
         await store.stop_waiting(order)
         receipt = await _record(ctx, store, order, counts)
         ctx.outbox.add(topics.RETENTION_RECEIPT, self._signed(receipt))
 
-    async def _try_again(self, ctx: Context[Any], store: "_Store", order: RetentionOrderV1) -> bool:
+    async def _try_again(
+        self, ctx: Context[Any], store: OrderStore, order: RetentionOrderV1
+    ) -> bool:
         """Carry out an order that waits; return whether it could be.
 
         One that fails for what it finds would fail again, and must not end the service each time:
@@ -269,7 +258,7 @@ class Executor:
             logs.get().error("order failed", **logs.describe(error))
             return False
 
-    async def _finish(self, ctx: Context[Any], store: "_Store", order: RetentionOrderV1) -> bool:
+    async def _finish(self, ctx: Context[Any], store: OrderStore, order: RetentionOrderV1) -> bool:
         counts: Counts | None = ()
         # a restriction may be lifted while its order waits: then there is nothing left to do
         if not await store.is_over(order.protection_id):
@@ -284,7 +273,7 @@ class Executor:
         return int(await ctx.connection.fetchval("SELECT privacy_done_forget($1)", ctx.now))
 
     async def _take(
-        self, ctx: Context[Any], store: "_Store", received: Received[RetentionOrderV1]
+        self, ctx: Context[Any], store: OrderStore, received: Received[RetentionOrderV1]
     ) -> str:
         """Take one order; return what became of it, a word to count it by."""
         order = received.event
@@ -304,7 +293,7 @@ class Executor:
         return "carried_out"
 
     async def _answer_again(
-        self, ctx: Context[Any], store: "_Store", received: Received[RetentionOrderV1]
+        self, ctx: Context[Any], store: OrderStore, received: Received[RetentionOrderV1]
     ) -> bool:
         """Answer an order that is done as the first time; return whether it is."""
         order = received.event
@@ -317,7 +306,7 @@ class Executor:
         ctx.outbox.add(topics.RETENTION_RECEIPT, receipt, cause=received)
         return True
 
-    async def _refuse(self, store: "_Store", order: RetentionOrderV1) -> None:
+    async def _refuse(self, store: OrderStore, order: RetentionOrderV1) -> None:
         """Refuse, while it can still be a dead letter, what contradicts what is known by now.
 
         Raises:
@@ -333,7 +322,7 @@ class Executor:
             _refuse_protection(order, await store.protection(order.protection_id))
 
     async def _carry_out_now(
-        self, ctx: Context[Any], store: "_Store", order: RetentionOrderV1
+        self, ctx: Context[Any], store: OrderStore, order: RetentionOrderV1
     ) -> Counts | None:
         """Carry out an order in the poll's transaction; None where it has to wait."""
         if order.names_gone:
@@ -351,7 +340,7 @@ class Executor:
         self._is_noted.set()
         return None
 
-    async def _is_about_everybody(self, store: "_Store", order: RetentionOrderV1) -> bool:
+    async def _is_about_everybody(self, store: OrderStore, order: RetentionOrderV1) -> bool:
         """Whether a hold, or its end, meets the rows of all visitors: as many as a drop."""
         if order.action is RetentionAction.HOLD:
             return not order.visitor_ids
@@ -370,10 +359,12 @@ class Executor:
     def _dropped_by(self, order: RetentionOrderV1) -> list[Table]:
         return [table for table in self._tables if table.kind is order.kind]
 
-    async def _is_unknown(self, store: "_Store", order: RetentionOrderV1) -> bool:
+    async def _is_unknown(self, store: OrderStore, order: RetentionOrderV1) -> bool:
         return order.action in _PROTECTING and await store.protection(order.protection_id) is None
 
-    async def _take_new_erasures(self, ctx: Context[Any], store: "_Store", alike: Orders) -> Orders:
+    async def _take_new_erasures(
+        self, ctx: Context[Any], store: OrderStore, alike: Orders
+    ) -> Orders:
         """Carry out several erasures at once; return what is to be taken one by one.
 
         An order alone costs some twenty statements, and so do a thousand together.
@@ -394,7 +385,7 @@ class Executor:
         return [received for received in alike if id(received) not in done]
 
     async def _erase_together(
-        self, ctx: Context[Any], store: "_Store", names: Sequence[str], free: Orders
+        self, ctx: Context[Any], store: OrderStore, names: Sequence[str], free: Orders
     ) -> None:
         orders = [received.event for received in free]
         # whom two orders name, the first one erases
@@ -415,7 +406,7 @@ class Executor:
         return receipt if self._keys is None else receipts.sign(self._keys, receipt)
 
     async def _carry_out(
-        self, ctx: Context[Any], store: "_Store", order: RetentionOrderV1
+        self, ctx: Context[Any], store: OrderStore, order: RetentionOrderV1
     ) -> Counts | None:
         """Do what an order says; None where it has to wait: for a call's end, for its tables."""
         match order.action:
@@ -439,7 +430,7 @@ class Executor:
                 return await _release(ctx, store, order)
 
     async def _drop(
-        self, ctx: Context[Any], store: "_Store", order: RetentionOrderV1
+        self, ctx: Context[Any], store: OrderStore, order: RetentionOrderV1
     ) -> Counts | None:
         """Drop what is due; None where somebody has a table all the time: later, when nobody does.
 
@@ -483,7 +474,7 @@ class Executor:
         return [t.name for t in self._tables if t.kind in order.kinds and t.names_visitors]
 
     async def _take_rows(
-        self, ctx: Context[Any], store: "_Store", order: RetentionOrderV1
+        self, ctx: Context[Any], store: OrderStore, order: RetentionOrderV1
     ) -> Counts | None:
         """Erase visitors' rows, or set them aside under their restriction."""
         names = self._tables_of(order)
@@ -496,15 +487,15 @@ class Executor:
 
 
 async def _record(
-    ctx: Context[Any], store: "_Store", order: RetentionOrderV1, counts: Counts
+    ctx: Context[Any], store: OrderStore, order: RetentionOrderV1, counts: Counts
 ) -> RetentionReceiptV1:
     done = _done(ctx, order, counts)
     await store.save([done], order.before_day)
     return done.receipt(ctx.service)
 
 
-def _done(ctx: Context[Any], order: RetentionOrderV1, counts: Counts) -> "_Done":
-    return _Done(
+def _done(ctx: Context[Any], order: RetentionOrderV1, counts: Counts) -> Done:
+    return Done(
         order_id=order.order_id,
         kind=order.kind,
         action=order.action,
@@ -529,7 +520,7 @@ def _as_of(order: RetentionOrderV1) -> datetime:
     return order.as_of
 
 
-async def _protect(ctx: Context[Any], store: "_Store", order: RetentionOrderV1) -> None:
+async def _protect(ctx: Context[Any], store: OrderStore, order: RetentionOrderV1) -> None:
     """Place a hold or restriction, or add visitors to it.
 
     Raises:
@@ -539,341 +530,16 @@ async def _protect(ctx: Context[Any], store: "_Store", order: RetentionOrderV1) 
     await store.protect(order, ctx.now)
 
 
-def _refuse_protection(order: RetentionOrderV1, known: "_Protection | None") -> None:
+def _refuse_protection(order: RetentionOrderV1, known: Protection | None) -> None:
     if known is not None and known.is_over:
         raise Poison("protection_is_over")
-    if known is not None and known != _Protection.of(order):
+    if known is not None and known != Protection.of(order):
         raise Poison("protection_differs")
 
 
-async def _release(ctx: Context[Any], store: "_Store", order: RetentionOrderV1) -> Counts:
+async def _release(ctx: Context[Any], store: OrderStore, order: RetentionOrderV1) -> Counts:
     known = await store.protection(order.protection_id)
     restricts = order.action is RetentionAction.UNRESTRICT
     if known is not None and known.is_restriction != restricts:
         raise Poison("protection_differs")
     return await store.release(order, ctx.now)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Done:
-    """What was done about an order."""
-
-    order_id: UUID
-    kind: DataKind
-    action: RetentionAction
-    counts: Counts
-    done_at: datetime
-
-    def receipt(self, service: str) -> RetentionReceiptV1:
-        return RetentionReceiptV1(
-            order_id=self.order_id,
-            service=service,
-            kind=self.kind,
-            counts=self.counts,
-            done_at=self.done_at,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Protection:
-    """A hold or restriction without the visitors it names: they may become more."""
-
-    is_restriction: bool
-    kinds: frozenset[str]
-    from_day: date | None
-    before_day: date
-    names_visitors: bool
-    is_over: bool = False
-
-    @classmethod
-    def of(cls, order: RetentionOrderV1) -> "_Protection":
-        return cls(
-            is_restriction=order.action is RetentionAction.RESTRICT,
-            kinds=frozenset(kind.value for kind in order.kinds),
-            from_day=order.from_day,
-            before_day=order.before_day,
-            names_visitors=bool(order.visitor_ids),
-        )
-
-
-class _Store:
-    """The executor's SQL."""
-
-    def __init__(self, connection: db.Connection) -> None:
-        self._connection = connection
-
-    async def done(self, order_id: UUID) -> _Done | None:
-        row = await self._connection.fetchrow(
-            "SELECT kind, action, counts, done_at FROM retention_done WHERE order_id = $1", order_id
-        )
-        if row is None:
-            return None
-        return _Done(
-            order_id=order_id,
-            kind=DataKind(row["kind"]),
-            action=RetentionAction(row["action"]),
-            counts=tuple(TableCount(**count) for count in row["counts"]),
-            done_at=row["done_at"],
-        )
-
-    async def save(self, found: Sequence[_Done], before_day: date) -> None:
-        await self._connection.executemany(
-            """
-            INSERT INTO retention_done (order_id, kind, action, before_day, counts, done_at)
-            VALUES ($1, $2, $3, $4, $5, $6)
-            """,
-            [
-                (
-                    *(done.order_id, done.kind.value, done.action.value, before_day),
-                    *([count.model_dump() for count in done.counts], done.done_at),
-                )
-                for done in found
-            ],
-        )
-
-    async def known(self, order_ids: Sequence[UUID]) -> set[UUID]:
-        """Return which orders are done, or wait."""
-        rows = await self._connection.fetch(
-            """
-            SELECT order_id FROM retention_done WHERE order_id = ANY($1)
-            UNION SELECT order_id FROM retention_later WHERE order_id = ANY($1)
-            """,
-            order_ids,
-        )
-        return {row["order_id"] for row in rows}
-
-    # ------------------------------------------------------------------ drop, take
-
-    async def drop(self, names: Sequence[str], order: RetentionOrderV1, *, again: bool) -> Counts:
-        usual = await self._connection.fetchval("SELECT current_setting('lock_timeout')")
-        await self._limit_lock_waits(f"{DROP_LOCK_WAIT_MAX_MS}ms")
-        rows = await self._connection.fetch(
-            """
-            SELECT source AS table, n_partitions, n_rows, n_held, n_restricted
-            FROM privacy_drop($1, $2, $3, $4, $5)
-            """,
-            list(names),
-            order.before_day,
-            order.order_id,
-            DROP_AGAIN_TRY_FOR if again else DROP_TRY_FOR,
-            again,
-            timeout=db.LONG_COMMAND_TIMEOUT_S,
-        )
-        await self._limit_lock_waits(usual)
-        return tuple(TableCount(**row) for row in rows)
-
-    async def _limit_lock_waits(self, limit: str) -> None:
-        await self._connection.execute("SELECT set_config('lock_timeout', $1, true)", limit)
-
-    async def restore_days(self, tables: Sequence[Table], today: date) -> None:
-        days = [db.DayTable(t.name) for t in tables if t.partition_of is PartitionOf.DAY]
-        await db.ensure_days(self._connection, days, today)
-
-    async def take(self, names: Sequence[str], order: RetentionOrderV1) -> Counts:
-        rows = await self._connection.fetch(
-            """
-            SELECT source AS table, 0 AS n_partitions, n_rows, n_held, n_restricted
-            FROM privacy_take($1, $2, $3, $4, $5)
-            """,
-            list(names),
-            list(order.visitor_ids),
-            order.before_day,
-            order.order_id,
-            order.protection_id,
-        )
-        return tuple(TableCount(**row) for row in rows)
-
-    async def erase(
-        self,
-        names: Sequence[str],
-        order_of: Mapping[UUID, UUID],
-        order_ids: Sequence[UUID],
-        before_day: date,
-    ) -> dict[UUID, Counts]:
-        """Erase visitors, each by its order; return what each order counts."""
-        rows = await self._connection.fetch(
-            """
-            SELECT order_id, source, sum(n_rows)::bigint AS n_rows,
-                   sum(n_held)::bigint AS n_held, sum(n_restricted)::bigint AS n_restricted
-            FROM privacy_erase($1, $2, $3, $4) WITH ORDINALITY AS f
-            GROUP BY order_id, source ORDER BY min(ordinality)
-            """,
-            list(names),
-            list(order_of),
-            list(order_of.values()),
-            before_day,
-        )
-        nothing = {
-            row["source"]: TableCount(table=row["source"], n_partitions=0, n_rows=0) for row in rows
-        }
-        found = {order_id: dict(nothing) for order_id in order_ids}
-        for order_id, source, n_rows, n_held, n_restricted in rows:
-            found[order_id][source] = TableCount(
-                table=source,
-                n_partitions=0,
-                n_rows=n_rows,
-                n_held=n_held,
-                n_restricted=n_restricted,
-            )
-        return {order_id: tuple(counts.values()) for order_id, counts in found.items()}
-
-    # ------------------------------------------------------------------ protections
-
-    async def protection(self, protection_id: UUID | None) -> _Protection | None:
-        row = await self._connection.fetchrow(
-            "SELECT * FROM privacy_protection WHERE protection_id = $1", protection_id
-        )
-        if row is None:
-            return None
-        return _Protection(
-            is_restriction=row["is_restriction"],
-            kinds=frozenset(row["kinds"]),
-            from_day=row["from_day"],
-            before_day=row["before_day"],
-            names_visitors=row["names_visitors"],
-            is_over=row["released_at"] is not None,
-        )
-
-    async def is_over(self, protection_id: UUID | None) -> bool:
-        known = await self.protection(protection_id)
-        return known is not None and known.is_over
-
-    async def place(self, order: RetentionOrderV1, now: datetime) -> None:
-        """Place a hold of everybody's rows; its copies of what others keep come with `protect`."""
-        await self._connection.execute(
-            "SELECT privacy_place($1, $2, $3, $4, $5)",
-            order.protection_id,
-            sorted(kind.value for kind in order.kinds),
-            order.from_day,
-            order.before_day,
-            now,
-        )
-
-    async def protect(self, order: RetentionOrderV1, now: datetime) -> None:
-        await self._connection.execute(
-            "SELECT privacy_protect($1, $2, $3, $4, $5, $6, $7, $8)",
-            order.protection_id,
-            order.action is RetentionAction.RESTRICT,
-            sorted(kind.value for kind in order.kinds),
-            order.from_day,
-            order.before_day,
-            list(order.visitor_ids),
-            order.order_id,
-            now,
-            # of everybody: not within a poll
-            timeout=None if order.visitor_ids else db.LONG_COMMAND_TIMEOUT_S,
-        )
-
-    async def held(self, order: RetentionOrderV1) -> Counts:
-        rows = await self._connection.fetch(
-            "SELECT source, n_rows FROM privacy_count($1)",
-            order.protection_id,
-            timeout=db.LONG_COMMAND_TIMEOUT_S,
-        )
-        return tuple(
-            TableCount(table=row["source"], n_partitions=0, n_rows=0, n_held=row["n_rows"])
-            for row in rows
-        )
-
-    async def release(self, order: RetentionOrderV1, now: datetime) -> Counts:
-        spared = "n_held" if order.action is RetentionAction.RELEASE else "n_restricted"
-        rows = await self._connection.fetch(
-            "SELECT source, n_rows, n_spared FROM privacy_release($1, $2, $3, $4)",
-            order.protection_id,
-            order.action is RetentionAction.UNRESTRICT,
-            order.before_day,
-            now,
-            timeout=db.LONG_COMMAND_TIMEOUT_S,
-        )
-        return tuple(
-            TableCount.model_validate(
-                {
-                    "table": row["source"],
-                    "n_partitions": 0,
-                    "n_rows": row["n_rows"],
-                    spared: row["n_spared"],
-                }
-            )
-            for row in rows
-        )
-
-    # ------------------------------------------------------------------ orders that wait
-
-    async def is_waiting(self, order_id: UUID) -> bool:
-        found = await self._connection.fetchval(
-            "SELECT true FROM retention_later WHERE order_id = $1", order_id
-        )
-        return bool(found)
-
-    async def wait(
-        self, order: RetentionOrderV1, now: datetime, *, is_unseen: bool = False
-    ) -> None:
-        """Keep an order; the visitors whom it names in a partition that goes with it."""
-        if order.visitor_ids:
-            await self._connection.execute(
-                "SELECT privacy_wait($1, $2)", order.order_id, list(order.visitor_ids)
-            )
-        await self._connection.execute(
-            """
-            INSERT INTO retention_later (order_id, content, received_at, is_unseen)
-            VALUES ($1, $2, $3, $4)
-            """,
-            order.order_id,
-            order.model_dump(mode="json", exclude={"visitor_ids"}),
-            now,
-            is_unseen,
-        )
-
-    async def saw(self, order: RetentionOrderV1) -> None:
-        """Let a noted order wait like others."""
-        await self._connection.execute(
-            "UPDATE retention_later SET is_unseen = false WHERE order_id = $1", order.order_id
-        )
-
-    async def is_alone_within(self, within_s: float) -> bool:
-        """As `be_alone`, but wait only so long; return whether it is so."""
-        for _ in range(round(within_s / _LOOK_EVERY_S)):
-            if await self._connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", ORDERS_LOCK):
-                return True
-            await sleep(_LOOK_EVERY_S)
-        return False
-
-    async def be_alone(self) -> None:
-        """Let nobody else carry out orders of this service until the end of the transaction.
-
-        A protection that is placed while a drop has looked for protections would come too late.
-        """
-        await self._connection.execute("SELECT pg_advisory_xact_lock($1)", ORDERS_LOCK)
-
-    async def n_unseen(self) -> int:
-        return int(
-            await self._connection.fetchval("SELECT count(*) FROM retention_later WHERE is_unseen")
-        )
-
-    async def waiting(
-        self, after: UUID, limit: int, *, only_unseen: bool = False
-    ) -> list[RetentionOrderV1]:
-        """Return orders that wait, by their ids (by age, that is), those after one."""
-        rows = await self._connection.fetch(
-            """
-            SELECT l.content, ARRAY(SELECT v.visitor_id::text FROM privacy_visitor v
-                                    WHERE v.list_id = l.order_id) AS visitor_ids
-            FROM retention_later l WHERE l.order_id > $1 AND (l.is_unseen OR NOT $3)
-            ORDER BY l.order_id LIMIT $2
-            """,
-            after,
-            limit,
-            only_unseen,
-        )
-        return [
-            RetentionOrderV1.model_validate_json(
-                json.dumps({**row["content"], "visitor_ids": row["visitor_ids"]})
-            )
-            for row in rows
-        ]
-
-    async def stop_waiting(self, order: RetentionOrderV1) -> None:
-        await self._connection.execute(
-            "DELETE FROM retention_later WHERE order_id = $1", order.order_id
-        )
-        await self._connection.execute("SELECT privacy_wait_end($1)", order.order_id)

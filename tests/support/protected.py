@@ -31,6 +31,7 @@ from services.consent import store as consent_store
 from services.privacy import access_log, erased
 from services.privacy.declare import Table, by_day
 from services.privacy.executor import Executor, Hooks
+from services.privacy.order_store import ORDERS_LOCK
 from tests.support.bench import IDS, Bench, open_bench, received
 from tests.support.stack import World
 
@@ -274,6 +275,17 @@ _PARTS: dict[str, Parts] = {
     ),
     "consent": (consent_store.Store, consent_tables.TABLES, consent_store.INVARIANTS, Hooks),
 }  # fmt: skip
+
+
+@contextlib.asynccontextmanager
+async def somebody_at_work(world: World, service: str) -> AsyncIterator["asyncpg.Connection[Any]"]:
+    """Have orders carried out by somebody else meanwhile, until the connection commits."""
+    other = await asyncpg.connect(world.database_url(service))
+    try:
+        await other.execute(f"BEGIN; SELECT pg_advisory_xact_lock({ORDERS_LOCK})")
+        yield other
+    finally:
+        await other.close()
 
 
 @contextlib.asynccontextmanager

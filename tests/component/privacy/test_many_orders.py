@@ -1,12 +1,9 @@
 """Many erasures in one poll, and a drop beside a long reader (R-D5, R-G3, D2, D3)."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 from time import monotonic
-from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -15,9 +12,10 @@ import pytest
 from schemas.retention import DataKind, RetentionAction, RetentionOrderV1, RetentionReceiptV1
 from services.chassis import db
 from services.chassis.errors import Poison
-from services.privacy.executor import NOTED_MAX, ORDERS_LOCK, POLL_WAITS_S, WAITING_MAX
+from services.privacy.executor import NOTED_MAX, POLL_WAITS_S, WAITING_MAX
+from services.privacy.order_store import ORDERS_LOCK
 from tests.support.bench import IDS, new_visitor_id
-from tests.support.protected import Side, carry_out, open_side, poll, total
+from tests.support.protected import Side, carry_out, open_side, poll, somebody_at_work, total
 from tests.support.stack import World
 
 WORLD_SERVICES = ("ad_ledger", "call_control", "consent")
@@ -259,17 +257,6 @@ async def test_one_transaction_at_a_time_carries_out_orders(world: World, servic
             assert receipt.order_id == order.order_id
         finally:
             await other.close()
-
-
-@contextlib.asynccontextmanager
-async def somebody_at_work(world: World, service: str) -> AsyncIterator["asyncpg.Connection[Any]"]:
-    """Have orders carried out by somebody else meanwhile, until the connection commits."""
-    other = await asyncpg.connect(world.database_url(service))
-    try:
-        await other.execute(f"BEGIN; SELECT pg_advisory_xact_lock({ORDERS_LOCK})")
-        yield other
-    finally:
-        await other.close()
 
 
 async def test_a_poll_beside_a_long_drop_notes_its_orders_and_ends(world: World) -> None:

@@ -15,8 +15,8 @@ from schemas.retention import DataKind, RetentionAction, RetentionReceiptV1
 from services.chassis import db
 from services.chassis.errors import Poison
 from services.privacy import calendar
-from services.privacy import executor as executor_module
 from services.privacy.invariants import D2_INVARIANTS
+from services.privacy.order_store import OrderStore
 from services.privacy.waiting import TASK
 from services.retention.schedule import YearsPeriod, load
 from services.retention.settings import DEFAULT_SCHEDULE
@@ -719,7 +719,7 @@ async def test_a_failure_between_steps_leaves_all_as_it_was(
         side.order(UNRESTRICT, protection_id=restriction),
         side.order(RELEASE, protection_id=hold),
     ]
-    step_of_it = getattr(executor_module._Store, step)
+    step_of_it = getattr(OrderStore, step)
 
     async def fail(self: Any, *arguments: Any, **named: Any) -> Any:
         await step_of_it(self, *arguments, **named)
@@ -727,7 +727,7 @@ async def test_a_failure_between_steps_leaves_all_as_it_was(
 
     before = await side.live()
     with monkeypatch.context() as patch:
-        patch.setattr(executor_module._Store, step, fail)
+        patch.setattr(OrderStore, step, fail)
         with pytest.raises(ConnectionError):
             await side.handle(*poll)
     drops = {order.order_id for order in poll if order.action is RetentionAction.DROP}
