@@ -284,7 +284,7 @@ async def run(seconds: float, n_rounds: int) -> dict[str, Any]:
     ratios = {
         "gate_decide_per_goal": [r["decide"] / GOAL_DECISIONS for r in rounds],
         "gate_clear_per_goal": [r["clear"] / GOAL_DECISIONS for r in rounds],
-        "gate_send_per_clear": [r["send"] / r["clear"] for r in rounds],
+        "gate_send_per_goal": [r["send"] / GOAL_DECISIONS for r in rounds],
         "gate_goal_per_withdraw_p99": [GOAL_P99_MS / r["withdraw_p99"] for r in rounds],
     }
     return {

@@ -256,7 +256,7 @@ def _recipients(one: Recorded, issuer: Issuer) -> list[dict[str, Any]]:
             "@type": "dpv:Recipient",
             "dct:identifier": name,
         }
-        known = issuer.register.recipient(name, one.decided_at)
+        known = issuer.register.recipient(name, issuer.register.day_of(one.decided_at))
         if known is not None:
             said["dpv:hasName"] = known.name
             if known.country is not None:

@@ -190,14 +190,12 @@ class Register(_Entry):
         """Return the day by which an instant (aware) is judged."""
         return berlin_date(instant)
 
-    def recipient(self, recipient_id: str, instant: datetime) -> Recipient | None:
-        """Return who that was at an instant (aware)."""
-        day = self.day_of(instant)
+    def recipient(self, recipient_id: str, day: date) -> Recipient | None:
+        """Return who that was on a day."""
         return next((r for r in self.by_id.get(recipient_id, ()) if r.covers(day)), None)
 
-    def is_adequate(self, recipient: Recipient, country: str, instant: datetime) -> bool:
-        """Whether an adequacy decision covered a recipient in a country at an instant."""
-        day = self.day_of(instant)
+    def is_adequate(self, recipient: Recipient, country: str, day: date) -> bool:
+        """Whether an adequacy decision covered a recipient in a country on a day."""
         listed = {entry.decision for entry in recipient.certified if entry.covers(day)}
         return any(
             not entry.certified_only or entry.decision in listed
@@ -205,9 +203,8 @@ class Register(_Entry):
             if entry.country == country and entry.covers(day)
         )
 
-    def has_clauses(self, recipient: Recipient, instant: datetime) -> bool:
-        """Whether standard clauses were signed, and their decision in force, at an instant."""
-        day = self.day_of(instant)
+    def has_clauses(self, recipient: Recipient, day: date) -> bool:
+        """Whether standard clauses were signed, and their decision in force, on a day."""
         in_force = {entry.decision for entry in self.clause_decisions if entry.covers(day)}
         return any(entry.covers(day) and entry.decision in in_force for entry in recipient.clauses)
 

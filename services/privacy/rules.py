@@ -12,7 +12,7 @@ Whatever is unknown, stale or cannot be decided is refused.
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from uuid import UUID
 
 from services.privacy.gate import (
@@ -82,14 +82,15 @@ def decide(question: Question, register: Register, consents: ConsentFacts) -> Ve
     Args:
         consents: of the question's visitor.
     """
-    allowed = _permission(question, register)
+    day = register.day_of(question.asked_at)
+    allowed = _permission(question, register, day)
     if isinstance(allowed, RefusalReason):
         return _refusal(question, register, allowed)
     recipient, permission = allowed
     fields = permission.field_set & question.fields
     if not fields:
         return _refusal(question, register, RefusalReason.NO_FIELD_ALLOWED)
-    country = _country_ground(question, register, recipient, permission)
+    country = _country_ground(question, register, day, recipient, permission)
     if isinstance(country, RefusalReason):
         return _refusal(question, register, country)
     missing = _missing_consent(question, permission, consents)
@@ -110,17 +111,16 @@ def _refusal(question: Question, register: Register, reason: RefusalReason) -> R
 
 
 def _permission(
-    question: Question, register: Register
+    question: Question, register: Register, day: date
 ) -> tuple[Recipient, Permission] | RefusalReason:
     """Return who gets it and what it may get for the purpose, or why it gets nothing."""
     if question.happened_at > question.asked_at + AHEAD_MAX:
         return RefusalReason.NOT_DECIDABLE
     if question.recipient not in register.by_id:
         return RefusalReason.RECIPIENT_UNKNOWN
-    recipient = register.recipient(question.recipient, question.asked_at)
+    recipient = register.recipient(question.recipient, day)
     if recipient is None:
         return RefusalReason.RECIPIENT_NOT_VALID
-    day = register.day_of(question.asked_at)
     is_processor = recipient.kind is RecipientKind.PROCESSOR
     if is_processor and (recipient.contract_on is None or recipient.contract_on > day):
         return RefusalReason.CONTRACT_MISSING
@@ -129,7 +129,11 @@ def _permission(
 
 
 def _country_ground(
-    question: Question, register: Register, recipient: Recipient, permission: Permission
+    question: Question,
+    register: Register,
+    day: date,
+    recipient: Recipient,
+    permission: Permission,
 ) -> ThirdCountryGround | RefusalReason:
     # who is in the register with a country is there, whatever the caller says
     country = recipient.country or question.country
@@ -137,9 +141,9 @@ def _country_ground(
         return RefusalReason.NOT_DECIDABLE
     if country in register.eea:
         return ThirdCountryGround.NOT_A_THIRD_COUNTRY
-    if register.is_adequate(recipient, country, question.asked_at):
+    if register.is_adequate(recipient, country, day):
         return ThirdCountryGround.ADEQUACY
-    if register.has_clauses(recipient, question.asked_at):
+    if register.has_clauses(recipient, day):
         return ThirdCountryGround.STANDARD_CLAUSES
     if permission.is_contract_with_person:
         return ThirdCountryGround.CONTRACT_WITH_THE_PERSON

@@ -264,8 +264,10 @@ def test_an_entry_may_follow_another_of_its_id():
     first = {**SHIPPED["recipients"][0], "valid_until": "2026-01-01"}
     second = {**SHIPPED["recipients"][0], "valid_from": "2026-01-01", "name": "the next"}
     found: Register = parse(json.dumps({**SHIPPED, "recipients": [first, second]}).encode())
-    old = found.recipient("ad-partner", datetime(2025, 12, 31, 22, 59, tzinfo=UTC))
-    new = found.recipient("ad-partner", datetime(2025, 12, 31, 23, 0, tzinfo=UTC))
+    # days are Berlin's
+    eve, year = datetime(2025, 12, 31, 22, 59, tzinfo=UTC), datetime(2025, 12, 31, 23, tzinfo=UTC)
+    old = found.recipient("ad-partner", found.day_of(eve))
+    new = found.recipient("ad-partner", found.day_of(year))
     assert old is not None
     assert new is not None
     assert (old.valid_until, new.name) == (date(2026, 1, 1), "the next")
