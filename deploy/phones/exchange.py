@@ -53,8 +53,6 @@ class PhoneExchange:
     def plug(self, *phones: Phone) -> None:
         """Connect telephones, under their numbers."""
         for phone in phones:
-            phone.exchange = self
-            phone.host, phone.port = self.host, self.port
             self.phones[phone.number] = phone
 
     async def start(self) -> None:
@@ -74,8 +72,6 @@ class PhoneExchange:
             raise
         self._socket = opened
         self.port = opened.getsockname()[1]
-        for phone in self.phones.values():
-            phone.port = self.port
         ticker = Ticker(loop)
         self._wire = Wire(
             self.host, self.port, self._send, ticker, self._clock, loop, self._give_up_s

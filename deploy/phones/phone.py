@@ -3,10 +3,6 @@
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from deploy.phones.exchange import PhoneExchange
 
 CALLS_KEPT_MAX = 1_000
 """Of a telephone in a long demo the oldest calls are forgotten."""
@@ -53,7 +49,7 @@ class PhoneCall:
 
 @dataclass
 class Phone:
-    """A telephone: on an exchange of its own at `host` and `port`, or plugged into one (`plug`).
+    """A telephone, to be plugged into an exchange.
 
     Attributes:
         tone_hz: what it says; None = 440 Hz called back (A), 880 Hz as the destination (B).
@@ -62,38 +58,12 @@ class Phone:
     """
 
     number: str
-    host: str = "127.0.0.1"
-    port: int = 0
     tone_hz: int | None = None
     answer_after_s: float = 1.0
     hang_up_after_s: float | None = None
     mode: Mode = Mode.ANSWER
     is_silent: bool = False
     calls: list[PhoneCall] = field(default_factory=list)
-    exchange: "PhoneExchange | None" = field(default=None, repr=False)
-
-    async def start(self) -> None:
-        """Open an exchange with this telephone only; `port` is set if it was 0.
-
-        Raises:
-            OSError: the port is taken.
-        """
-        from deploy.phones.exchange import PhoneExchange  # noqa: PLC0415 - each needs the other
-
-        self.exchange = PhoneExchange(self.host, self.port)
-        self.exchange.plug(self)
-        await self.exchange.start()
-        self.port = self.exchange.port
-
-    async def stop(self) -> None:
-        """Hang up and close the exchange."""
-        if self.exchange is not None:
-            await self.exchange.stop()
-
-    def hang_up(self) -> None:
-        """End all its calls, talking or ringing, now."""
-        if self.exchange is not None:
-            self.exchange.hang_up(self)
 
     def note(self, call: PhoneCall) -> None:
         """Remember a call."""

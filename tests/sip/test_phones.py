@@ -82,7 +82,7 @@ async def test_person_hangs_up(side: Leg) -> None:
     (port,) = free_ports(1)
     async with exchange(a, b) as opened, worker(port, opened.port) as held:
         async with talking(held) as call_id:
-            (a if side is Leg.A else b).hang_up()
+            opened.hang_up(a if side is Leg.A else b)
             ended = await held.ended(call_id)
         await until_over(a, b)
     assert (ended.reason, ended.ended_by) == (EndReason.HUNG_UP, EndedBy(side.value))
