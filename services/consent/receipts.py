@@ -184,7 +184,8 @@ def _record(of: Sequence[Recorded], issuer: Issuer) -> dict[str, Any]:
         "dpv:hasStorageCondition": _until(until),
         "dpv:hasConsentControl": {
             "@type": "dpv:WithdrawConsent",
-            "dpv:isExercisedAt": [controller.page, controller.contact],
+            # the page may be where the controller is reached as well: it is named once
+            "dpv:isExercisedAt": list(dict.fromkeys([controller.page, controller.contact])),
             # whom no cookie recognises any more names this number, by e-mail, letter or telephone
             "dct:identifier": first.proof_id,
         },

@@ -126,6 +126,15 @@ def test_each_receipt_has_what_the_profile_requires() -> None:
             assert value not in (None, "", [], {})
 
 
+@pytest.mark.parametrize("contact", ["https://callpartner.de/", "mailto:office@example.org"])
+def test_a_place_to_withdraw_is_named_once(contact: str) -> None:
+    """R-F2: also where the page is the contact."""
+    controller = replace(ISSUER.controller, contact=contact, page="https://callpartner.de/")
+    (signed,) = receipts.receipts([recorded(1)], replace(ISSUER, controller=controller), AT)
+    places = record_of(signed)["dpv:hasConsentControl"]["dpv:isExercisedAt"]
+    assert sorted(places) == sorted({contact, "https://callpartner.de/"})
+
+
 def leaves(value: Any) -> Iterator[Any]:
     """Return all values below a value."""
     yield value
