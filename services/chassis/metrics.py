@@ -47,9 +47,9 @@ class ChassisMetrics:
             "invariant_violations", "Rows that break an invariant.", ["invariant"],
             namespace=service, registry=registry,
         )  # fmt: skip
-        # Moves with time between two checks of a day. Odd: an hour; a query fails or takes long.
+        # Moves with time between two checks of a day. Odd: two hours; a query fails or takes long.
         self.invariant_age = Gauge(
-            "invariant_check_age_seconds", "Age of the oldest day's last check.",
+            "invariant_check_age_seconds", "Age of the oldest answer of an invariant.",
             namespace=service, registry=registry,
         )  # fmt: skip
         # Moves with each retry of a poll or a relay round. Odd: steady growth.

@@ -24,6 +24,8 @@ _USE_MAX_S = 3600
 """A use may last; what is an hour old on a topic has outlived most."""
 _SWEEP_MAX_S = 2 * 3600
 """A sweep an hour; one may fail and be tried again."""
+_UNASKED_MAX_S = 2 * 3600
+"""On a large database a round comes each ten minutes, and eight are needed for all days."""
 _OPEN_MAX = "6h"
 """How long no receipt at all may come while an order is open."""
 
@@ -87,6 +89,12 @@ def _of_orders() -> list[Json]:
             f'{{__name__=~"({names})_invariant_violations"}} > 0',
             "0m",
             "Rows break an invariant; the label says which (D1 to D4).",
+        ),
+        _alert(
+            "RetentionInvariantsUnasked",
+            f'{{__name__=~"({names})_invariant_check_age_seconds"}} > {_UNASKED_MAX_S}',
+            "5m",
+            "Nobody knows whether an invariant holds: its query fails or takes long (D1 to D4).",
         ),
         _alert(
             "RetentionAgesMissing",

@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 
+import asyncpg
 import pytest
 
 from deploy.provision import Infrastructure
@@ -30,6 +31,8 @@ from tests.support.signals import Signals
 from tests.support.stack import finish
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(90)]
+YOUNG_S = 3.0
+"""All windows of days are asked in eight rounds."""
 
 
 @pytest.fixture
@@ -128,3 +131,24 @@ async def test_every_metric_of_the_chassis_moves(counting, tmp_path):
         assert response is not None
         assert all(f"# TYPE {f.name}" in response.text for f in run.service.registry.collect())
         assert 'consent_invariant_violations{invariant="words_are_allowed"} 1.0' in response.text
+
+
+async def test_invariants_that_nobody_can_ask_are_seen_by_their_age(counting):
+    """D1: their last answer stands, and would say for ever that all is well."""
+    owner = await asyncpg.connect(counting.world.owner_url(SERVICE))
+    try:
+        async with counting.running(invariant_interval_s=0.1) as run:
+
+            async def is_young() -> bool:
+                return 0 < run.sample("invariant_check_age_seconds") < YOUNG_S
+
+            async def is_old() -> bool:
+                return run.sample("invariant_check_age_seconds") > 2 * YOUNG_S
+
+            await eventually(is_young, within_s=20)
+            await owner.execute("BEGIN; LOCK TABLE seen IN ACCESS EXCLUSIVE MODE")
+            await eventually(is_old, within_s=30)
+            await owner.execute("ROLLBACK")
+            assert run.sample("invariant_violations", invariant="words_are_allowed") == 0
+    finally:
+        await owner.close()
