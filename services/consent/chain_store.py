@@ -257,10 +257,19 @@ async def leave_takings(
         )  # fmt: skip
 
 
+async def reads_as_of_one_instant(connection: db.Connection) -> None:
+    """Let a transaction read what fits together, while others go on writing; its first statement.
+
+    Heads that were locked instead would let no decision in, and a transaction that locks holds back
+    the outbox too: no gate would hear of a withdrawal until a large chain was read.
+    """
+    await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+
+
 async def read_part(connection: db.Connection, part: int) -> Part:
-    """Read all of one chain; the head is locked, so that what is read fits together."""
+    """Read all of one chain, in a transaction that `reads_as_of_one_instant`."""
     head = await connection.fetchrow(
-        "SELECT seq, commitment, hash FROM consent_chain_head WHERE part = $1 FOR UPDATE", part
+        "SELECT seq, commitment, hash FROM consent_chain_head WHERE part = $1", part
     )
     assert head is not None
     entries = await connection.fetch(

@@ -55,11 +55,11 @@ async def verify(arguments: Sequence[str]) -> int:
         async with transaction(
             settings.secret("database_url"), DECLARATION.name, Store, SystemClock()
         ) as ctx:
-            # first, and locked: nothing is taken between this reading and the next one
+            await ctx.store.reads_as_of_one_instant()
             takings = await ctx.store.chain_part(chain_store.TAKINGS)
             is_of_takings = part == chain_store.TAKINGS
             found = takings if is_of_takings else await ctx.store.chain_part(part)
-            results.append(judge(found, keys, proven(takings, keys), kept_anchors))
+        results.append(judge(found, keys, proven(takings, keys), kept_anchors))
     async with transaction(
         settings.secret("database_url"), DECLARATION.name, ConsentStore, SystemClock()
     ) as ctx:

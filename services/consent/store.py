@@ -299,6 +299,10 @@ class Store:
         """Return all anchors, the oldest first."""
         return await chain_store.read_anchors(self._connection, chain_store.ALL)
 
+    async def reads_as_of_one_instant(self) -> None:
+        """Let the transaction read what fits together; its first statement."""
+        await chain_store.reads_as_of_one_instant(self._connection)
+
     async def chain_part(self, part: int) -> chain_store.Part:
         """Read all of one chain, to verify it."""
         return await chain_store.read_part(self._connection, part)

@@ -25,6 +25,7 @@ from schemas.retention import (
     RetentionOrderV1,
     RetentionReceiptV1,
 )
+from services.chassis import db
 from services.chassis.ids import TimeOrderedIds
 from services.consent import chain_store
 from services.consent import takings as takings_room
@@ -638,6 +639,28 @@ async def test_anchors_go_out_by_one_command_and_are_compared_by_another(
     ):
         file.write_text(changed, encoding="utf-8")
         assert (await shell.run("verify", "--anchors", str(file))).code == code, changed
+
+
+async def test_who_verifies_holds_nobody_up(bench: Bench[Store], keys: SigningKeys) -> None:
+    """K1, K2: decisions go on meanwhile and are told; what was read fits together nevertheless."""
+    visitor_id = new_visitor_id()
+    part = await record(bench, visitor_id)
+    beside = await db.connect(bench.url)
+    try:
+        async with beside.transaction():
+            store = Store(beside)
+            await store.reads_as_of_one_instant()
+            before = await store.chain_part(part)
+            takings = await store.chain_part(chain_store.TAKINGS)
+            assert await record(bench, visitor_id) == part
+            after = await store.chain_part(part)
+            # the outbox waits for transactions that have an id
+            assert await beside.fetchval("SELECT pg_current_xact_id_if_assigned()") is None
+    finally:
+        await beside.close()
+    assert after == before
+    public = VerifyKeys(keys.public())
+    assert judge(after, public, proven(takings, public))["findings"] == []
 
 
 async def test_verify_says_what_is_intact(bench: Bench[Store], world: World) -> None:
