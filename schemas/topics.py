@@ -14,7 +14,17 @@ from uuid import UUID
 
 from pydantic_core import to_json
 
-from schemas import ad_view, call, consent, credit, record, register, retention, transfer
+from schemas import (
+    ad_view,
+    call,
+    consent,
+    consent_progress,
+    credit,
+    record,
+    register,
+    retention,
+    transfer,
+)
 from schemas.retention import DataKind
 from schemas.wire import WireModel
 
@@ -198,6 +208,18 @@ REGISTER = Topic(
     cleanup="compact,delete",
     partitions=1,
 )
+CONSENT_PROGRESS = Topic(
+    name="consent-progress",
+    description="Until when every choice has been told on consent-state; about once a second.",
+    model=consent_progress.ConsentProgressV1,
+    key="name",
+    producers=("consent",),
+    consumers=("gateway", "ad_ledger"),
+    # whoever starts reads all of it
+    age_max_ms=2 * HOUR_MS,
+    segment_ms=HOUR_MS // 2,
+    partitions=1,
+)
 TRANSFER = Topic(
     name="transfer",
     description="What was sent to a recipient outside, or refused, and on which ground.",
@@ -316,6 +338,7 @@ REGISTRY: tuple[Topic, ...] = (
     AD_VIEW,
     CONSENT,
     CONSENT_STATE,
+    CONSENT_PROGRESS,
     REGISTER,
     TRANSFER,
     CALL_REQUEST,

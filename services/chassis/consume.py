@@ -485,6 +485,23 @@ class Consumer:
             self._note_lag(tp, n)
         return sum(waiting.values())
 
+    async def ends(self, topic: Topic) -> dict[int, int] | None:
+        """Return where a topic's partitions end, also those of others; of empty ones nothing.
+
+        None while nobody can tell.
+        """
+        consumer = self._subscriber.consumer
+        if consumer is None or not self.assigned.is_set():  # it can be asked once it has begun
+            return None
+        name = self._settings.kafka_prefix + topic.name
+        tps = [TopicPartition(name, number) for number in range(topic.partitions)]
+        try:
+            starts = await asyncio.wait_for(consumer.beginning_offsets(tps), _KAFKA_ANSWER_S)
+            ends = await asyncio.wait_for(consumer.end_offsets(tps), _KAFKA_ANSWER_S)
+        except (TimeoutError, kafka_errors.KafkaError):
+            return None
+        return {tp.partition: int(ends[tp]) for tp in tps if ends[tp] > starts[tp]}
+
     def stalled_s(self) -> float:
         """Return for how many seconds no poll has come to an end."""
         return self._clock.monotonic() - self._progress_at

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 import asyncpg
@@ -26,6 +27,7 @@ from services.chassis.clock import Clock, SystemClock
 from services.chassis.consume import Consumer, Handler
 from services.chassis.context import Context
 from services.chassis.declaration import Declaration
+from services.chassis.handled import handled_until
 from services.chassis.ids import IdFactory, TimeOrderedIds
 from services.chassis.invariants import DayInvariants
 from services.chassis.metrics import ChassisMetrics
@@ -171,6 +173,15 @@ class Service(Generic[S]):
             await context.outbox.flush(connection)
         if wrote and self._relay is not None:
             self._relay.wake()
+
+    async def handled_until(self, topic: Topic) -> datetime | None:
+        """Return until when all processes have handled a topic and told what came of it.
+
+        See `handled.handled_until`; None also while this process consumes nothing yet.
+        """
+        if self._consumer is None:
+            return None
+        return await handled_until(topic, self._consumer, self.transaction, self.clock)
 
     def fail(self, error: BaseException) -> None:
         """End the process with status 1; the first error wins."""

@@ -12,6 +12,7 @@ from services.consent import catalogues, handlers, transfer_store, transfers
 from services.consent.classification import TABLES
 from services.consent.declaration import DECLARATION
 from services.consent.http import build_http
+from services.consent.progress import tell_progress
 from services.consent.receipts import Controller, Issuer
 from services.consent.registers import Teller
 from services.consent.settings import Settings, replace_apart
@@ -77,6 +78,9 @@ def build(settings: Settings | None = None) -> Service[Any]:
     service.task("years", lambda: service.weatherproof("years", lambda: _maintain_years(service)))
     service.task(
         "registers", lambda: service.weatherproof("registers", lambda: _tell(service, teller))
+    )
+    service.task(
+        "progress", lambda: service.weatherproof("progress", lambda: tell_progress(service))
     )
     return service
 

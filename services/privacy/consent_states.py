@@ -1,10 +1,12 @@
 """What is in force for each visitor, in the memory of a process that sends (K2, R-F4).
 
-Fed by `consent-state`, from nothing at each start. What it does not know is not in force; when it
-could not read for some seconds, all that it knows is stale.
+Fed by `consent-state`, from nothing at each start. What it does not know is not in force. Consent
+tells on `consent-progress` until when every choice that the broker had was told: when that is some
+seconds ago, whoever stands still, all that is known here is stale.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -13,6 +15,7 @@ from uuid import UUID
 
 from schemas import topics
 from schemas.consent import ConsentDecision, ConsentStateV1, PurposeState
+from schemas.consent_progress import ConsentProgressV1
 from services.chassis.clock import Clock, sleep
 from services.chassis.kafka import KafkaLogin
 from services.chassis.received import Received
@@ -20,6 +23,8 @@ from services.chassis.replay import Replay
 from services.privacy.rules import Change, ConsentFacts
 
 STALE_AFTER = timedelta(seconds=5)
+"""No withdrawal that the broker has had for longer is left out; the query for K3 says the same."""
+_HEARD_MAX = 100
 FORGET_EVERY_S = 600.0
 _KEPT_FOR = timedelta(milliseconds=topics.CONSENT_STATE.age_max_ms)
 
@@ -33,6 +38,14 @@ class _Known:
     of_recipients: Mapping[tuple[str, str], tuple[Change, ...]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Progress:
+    """Until when consent had told every choice, and when we heard of it, by our clock."""
+
+    at: datetime
+    until: datetime
+
+
 class ConsentStates:
     """The consents of all visitors of the last days."""
 
@@ -44,14 +57,16 @@ class ConsentStates:
         clock: Clock,
         stale_after: timedelta = STALE_AFTER,
     ) -> None:
-        """Take the login of the service, which must be a consumer of `consent-state`."""
+        """Take the login of the service, a consumer of `consent-state` and `consent-progress`."""
         self._clock = clock
         self._stale_after = stale_after
         self._known: dict[UUID, _Known] = {}
+        self._heard: deque[_Progress] = deque(maxlen=_HEARD_MAX)
+        self._known_until: datetime | None = None
         self._replay = Replay(
             login,
             prefix=prefix,
-            topics=(topics.CONSENT_STATE,),
+            topics=(topics.CONSENT_STATE, topics.CONSENT_PROGRESS),
             clock=clock,
             on_record=self.take,
             on_deleted=self.forget,
@@ -68,9 +83,13 @@ class ConsentStates:
             forgetting.cancel()
 
     def is_fresh(self, now: datetime) -> bool:
-        """Whether all that was said some seconds ago is known."""
-        until = self._replay.read_until
-        return until is not None and now - until <= self._stale_after
+        """Whether every choice is known that the broker had some seconds ago."""
+        read_until = self._replay.read_until
+        # what consent told before it said so was on the topic when we heard it
+        while self._heard and read_until is not None and self._heard[0].at <= read_until:
+            until = self._heard.popleft().until
+            self._known_until = max(until, self._known_until or until)
+        return self._known_until is not None and now - self._known_until <= self._stale_after
 
     def facts_of(self, visitor_id: UUID, now: datetime) -> ConsentFacts:
         """Return what is known of a visitor."""
@@ -84,8 +103,13 @@ class ConsentStates:
         )
 
     def take(self, received: Received[Any]) -> None:
-        """Take a new state of a visitor in place of the old one."""
+        """Take a new state of a visitor in place of the old one, or how far consent got."""
         event = received.event
+        if isinstance(event, ConsentProgressV1):
+            # it was appended after the instant that it names, whatever consent's clock says
+            until = min(event.until, received.appended_at or event.until)
+            self._heard.append(_Progress(at=self._clock.now(), until=until))
+            return
         assert isinstance(event, ConsentStateV1)
         self._known[event.visitor_id] = _Known(
             at=received.time,

@@ -58,6 +58,7 @@ EVENTS: Classification = {
         "visitor_id purposes.purpose purposes.recipient purposes.reaches purposes.in_force "
         "purposes.since purposes.changes.decision purposes.changes.at"
     ),
+    topics.CONSENT_PROGRESS.name: plain("name until"),
     topics.TRANSFER.name: _consent(
         "transfer_id recipient purpose fields verdict register_version happened_at asked_at reason "
         "basis country_ground consent country visitor_id"

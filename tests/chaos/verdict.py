@@ -66,7 +66,7 @@ async def n_waiting(dsns: Mapping[str, str], login: KafkaLogin, prefix: str) -> 
         done = {(row["topic"], row["part"]): row["next_offset"] for row in rows}
         for topic in topics.REGISTRY:
             # whoever sends outside reads all of these into memory, and keeps no offset
-            in_memory = (topics.CONSENT_STATE, topics.REGISTER)
+            in_memory = (topics.CONSENT_STATE, topics.CONSENT_PROGRESS, topics.REGISTER)
             if service in topic.consumers and topic not in in_memory:
                 for part in range(topic.partitions):
                     left += ends[topic.name, part] - done.get((topic.name, part), 0)

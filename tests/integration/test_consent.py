@@ -4,7 +4,9 @@ Goal: what a visitor decided is recorded once and published, whatever is sent tw
 Method: events are sent as the gateway sends them; the service is killed in the middle.
 """
 
-from collections.abc import Iterator
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
 from uuid import UUID
 
@@ -26,6 +28,11 @@ from services.chassis.clock import SystemClock
 from services.chassis.ids import TimeOrderedIds
 from services.chassis.outbox import Outbox
 from services.chassis.produce import KafkaSink
+from services.privacy import recipients
+from services.privacy.consent_states import ConsentStates
+from services.privacy.declare import Purpose as SendingPurpose
+from services.privacy.gate import Permit, Question, Refusal, RefusalReason, Verdict
+from services.privacy.rules import RuleBook, always
 from tests.support.bench import new_visitor_id
 from tests.support.eventually import eventually
 from tests.support.running import metric, ready, send
@@ -38,7 +45,7 @@ NOW = SystemClock().now()
 
 @pytest.fixture
 def world(infra: Infrastructure) -> Iterator[World]:
-    made = finish(make_world(new_prefix(), ["consent"]))
+    made = finish(make_world(new_prefix(), ["consent", "ad_ledger"]))
     yield made
     finish(made.close())
 
@@ -154,3 +161,54 @@ async def test_what_cannot_be_refused_is_counted_with_its_reason(world: World) -
     await eventually(is_counted, within_s=20)
     assert await states(world) == {}
     assert await n_decisions(world) == 0
+
+
+@pytest.mark.timeout(240)
+async def test_nobody_relies_on_consents_while_the_service_stands_still(world: World) -> None:
+    """K3, R-F4: a withdrawal that the broker has and nobody has handled is no reason to send.
+
+    The process is frozen, so that nothing on any topic tells a reader that it is away.
+    """
+    visitor_id, login = new_visitor_id(), world.kafka_login("ad_ledger")
+    known = ConsentStates(login, prefix=world.kafka_prefix, clock=SystemClock())
+    rules = RuleBook(always(recipients.load()), known.facts_of)
+    process = world.start("consent")
+    await ready(world, "consent")
+    reading = asyncio.create_task(known.run())
+
+    async def verdict() -> Verdict:
+        now = SystemClock().now()
+        return await rules(
+            Question(
+                recipient="ad-partner", purpose=SendingPurpose.PERSONALISED_ADVERTISING,
+                fields=frozenset({"signal.visitor_id"}), visitor_id=visitor_id, happened_at=now,
+                asked_at=now,
+            )
+        )  # fmt: skip
+
+    async def is_permitted() -> bool:
+        return isinstance(await verdict(), Permit)
+
+    def refused_for(reason: RefusalReason) -> Callable[[], Awaitable[bool]]:
+        async def is_so() -> bool:
+            found = await verdict()
+            return isinstance(found, Refusal) and found.reason is reason
+
+        return is_so
+
+    try:
+        given = decide(visitor_id, ConsentDecision.GIVEN).model_copy(
+            update={"catalogue_version": "2026-11.3"}
+        )
+        await send(world, "gateway", (topics.CONSENT, given))
+        await eventually(is_permitted, within_s=20)
+        process.send_signal(signal.SIGSTOP)
+        withdrawn = decide(visitor_id, ConsentDecision.WITHDRAWN)
+        await send(world, "gateway", (topics.CONSENT, withdrawn))
+        await eventually(refused_for(RefusalReason.CONSENT_STALE), within_s=20)
+        process.send_signal(signal.SIGCONT)
+        await eventually(refused_for(RefusalReason.NO_CONSENT_THEN), within_s=40)
+    finally:
+        process.send_signal(signal.SIGCONT)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)

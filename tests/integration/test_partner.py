@@ -23,6 +23,7 @@ from services.chassis.ids import TimeOrderedIds
 from tests.support.bench import new_visitor_id
 from tests.support.eventually import eventually
 from tests.support.partner import TOKEN, Partner, open_partner
+from tests.support.progress import progress_told
 from tests.support.running import ready, send
 from tests.support.stack import World, make_world, new_prefix
 
@@ -47,7 +48,8 @@ async def world(partner: Partner) -> AsyncIterator[World]:
     """A world that ends before the partner does: nobody is connected to it then."""
     found = await make_world(new_prefix(), ["ad_ledger"])
     try:
-        yield found
+        async with progress_told(found):
+            yield found
     finally:
         await found.close()
 
@@ -128,7 +130,7 @@ async def test_the_partner_gets_what_its_contract_needs_and_no_more(world, partn
     await say(world, with_consent, ConsentDecision.GIVEN, datetime.now(UTC) - timedelta(hours=1))
     start(world, partner)
     await ready(world, "ad_ledger")
-    await asyncio.sleep(1)  # the consents have been read by now, else the signal is refused
+    await asyncio.sleep(2)  # the consents have been read by now, else the signal is refused
     wanted = [*await watch(world, with_consent), *await watch(world, without)]
     await until(lambda: sorted(partner.steps) == sorted(wanted))
     ours = wanted[0][0]
@@ -165,7 +167,7 @@ async def test_who_refuses_marketing_earns_the_same(world, partner):
     await say(world, refused, ConsentDecision.REFUSED, before)
     start(world, partner)
     await ready(world, "ad_ledger")
-    await asyncio.sleep(1)
+    await asyncio.sleep(2)
     for visitor_id in (given, refused, silent):
         await watch(world, visitor_id, kinds=WHOLE_VIEW, begun_s=60)
     earned: dict[UUID, int] = {}
@@ -187,12 +189,12 @@ async def test_after_a_withdrawal_no_signal_goes(world, partner):
     start(world, partner)
     await ready(world, "ad_ledger")
     await say(world, visitor, ConsentDecision.GIVEN, datetime.now(UTC) - timedelta(hours=1))
-    await asyncio.sleep(1)
+    await asyncio.sleep(2)
     wanted = await watch(world, visitor)
     await until(lambda: sorted(partner.steps) == sorted(wanted))
     assert len(partner.signals) == 1
     await say(world, visitor, ConsentDecision.WITHDRAWN, datetime.now(UTC))
-    await asyncio.sleep(1)
+    await asyncio.sleep(2)
     wanted += await watch(world, visitor)
     await until(lambda: sorted(partner.steps) == sorted(wanted))
     assert len(partner.signals) == 1

@@ -16,6 +16,7 @@ from services.chassis.produce import KafkaSink
 from services.privacy.consent_states import ConsentStates
 from tests.support.bench import new_visitor_id
 from tests.support.eventually import eventually
+from tests.support.progress import progress_told
 from tests.support.running import send
 from tests.support.stack import World, make_world, new_prefix
 
@@ -24,7 +25,9 @@ CLOCK = SystemClock()
 
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
-    found = await make_world(new_prefix(), ["ad_ledger"], topics=(topics.CONSENT_STATE,))
+    found = await make_world(
+        new_prefix(), ["ad_ledger"], topics=(topics.CONSENT_STATE, topics.CONSENT_PROGRESS)
+    )
     try:
         yield found
     finally:
@@ -68,7 +71,7 @@ async def test_it_knows_what_was_said_before_it_began_and_since(world):
     for in_force in (False, True):
         event = state(before, in_force=in_force)
         await send(world, "consent", (topics.CONSENT_STATE, event))
-    async with reading(world) as states:
+    async with progress_told(world), reading(world) as states:
         assert not states.is_fresh(CLOCK.now()), "nothing has been read"
         await fresh(states)
         now = CLOCK.now()
@@ -93,7 +96,7 @@ async def test_what_is_deleted_is_in_force_no_more(world):
         )
     finally:
         await sink.stop()
-    async with reading(world) as states:
+    async with progress_told(world), reading(world) as states:
         await fresh(states)
         assert not states.facts_of(visitor, CLOCK.now()).changes
 
@@ -101,6 +104,23 @@ async def test_what_is_deleted_is_in_force_no_more(world):
 async def test_without_its_topic_it_grows_stale(world):
     """K3: a reader that cannot ask how far the topic goes relies on nothing."""
     async with reading(world, stale_after=timedelta(seconds=2)) as states:
-        await fresh(states)
+        async with progress_told(world):
+            await fresh(states)
         await drop_topics(world.kafka, world.kafka_prefix)
         await fresh(states, is_fresh=False)
+
+
+async def test_while_consent_is_silent_it_grows_stale(world):
+    """K3: all that is on the topic has been read; what consent has not told yet may be more."""
+    async with reading(world, stale_after=timedelta(seconds=2)) as states:
+
+        async def has_read() -> bool:
+            return states._replay.read_until is not None
+
+        await eventually(has_read, within_s=20)
+        assert not states.is_fresh(CLOCK.now()), "nobody has said that this was all"
+        async with progress_told(world):
+            await fresh(states)
+        await fresh(states, is_fresh=False)
+        async with progress_told(world):
+            await fresh(states)

@@ -14,6 +14,7 @@ from schemas.consent import (
     Purpose,
     PurposeState,
 )
+from schemas.consent_progress import ConsentProgressV1, ProgressName
 from services.chassis.kafka import KafkaLogin
 from services.chassis.secret import Secret
 from services.privacy.consent_states import STALE_AFTER, ConsentStates
@@ -22,6 +23,7 @@ from tests.support.bench import received
 NOW = datetime(2026, 11, 22, 18, 0, tzinfo=UTC)
 VISITOR = UUID("a0000000-5a3c-4f1e-9b7d-000000000000")
 MARKETING = Purpose.MARKETING
+MOMENT = timedelta(milliseconds=1)
 
 
 class Clock:
@@ -49,13 +51,50 @@ def state(since: datetime, *, in_force: bool, changes: tuple[ConsentChange, ...]
     )
 
 
+def progress(until: datetime, appended_at: datetime | None = None):
+    event = ConsentProgressV1(name=ProgressName.CHOICES, until=until)
+    found = received(topics.CONSENT_PROGRESS, event, NOW)
+    return found._replace(appended_at=appended_at)
+
+
+def is_fresh_until(found: ConsentStates, until: datetime) -> bool:
+    """Whether what is known is of an instant: fresh for as long, and no longer."""
+    last = until + STALE_AFTER
+    is_fresh = found.facts_of(VISITOR, last).is_fresh
+    return is_fresh and not found.facts_of(VISITOR, last + MOMENT).is_fresh
+
+
 def test_a_reader_that_has_not_read_all_is_stale():
     """K3: what was said meanwhile may be a withdrawal."""
     found = states()
-    assert not found.facts_of(VISITOR, NOW).is_fresh
     found._replay.read_until = NOW
-    assert found.facts_of(VISITOR, NOW + STALE_AFTER).is_fresh
-    assert not found.facts_of(VISITOR, NOW + STALE_AFTER + timedelta(milliseconds=1)).is_fresh
+    assert not found.facts_of(VISITOR, NOW).is_fresh, "consent may have more to say"
+    found = states()
+    found.take(progress(NOW))
+    assert not found.facts_of(VISITOR, NOW).is_fresh, "nothing has been read"
+    found._replay.read_until = NOW - MOMENT
+    assert not found.facts_of(VISITOR, NOW).is_fresh, "what it speaks of may not have been read"
+    found._replay.read_until = NOW
+    assert is_fresh_until(found, NOW)
+
+
+def test_what_is_known_is_as_old_as_consent_says():
+    """K3: however far the topic was read; two processes tell it, and one of them may be late."""
+    found = states()
+    found._replay.read_until = NOW + timedelta(hours=1)
+    found.take(progress(NOW - timedelta(seconds=3)))
+    assert is_fresh_until(found, NOW - timedelta(seconds=3))
+    found.take(progress(NOW - timedelta(seconds=1)))
+    found.take(progress(NOW - timedelta(seconds=2)))
+    assert is_fresh_until(found, NOW - timedelta(seconds=1))
+
+
+def test_a_clock_of_consent_that_is_ahead_makes_nothing_younger():
+    """K3: it was told when the broker had it."""
+    found = states()
+    found._replay.read_until = NOW
+    found.take(progress(NOW + timedelta(hours=1), appended_at=NOW))
+    assert is_fresh_until(found, NOW)
 
 
 def test_the_last_state_counts_with_its_history():
