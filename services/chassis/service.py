@@ -329,10 +329,13 @@ class Service(Generic[S]):
 
     async def _open_database(self) -> None:
         await self._patiently("postgresql", self._connect_pool)
+        await self._patiently("postgresql", self._check_migrated)
+        await self._patiently("postgresql", self._maintain)
+
+    async def _check_migrated(self) -> None:
         assert self._pool is not None
         async with self._pool.acquire() as connection:
             await db.check_migrated(connection, self.declaration.migration_folders)
-        await self._maintain()
 
     async def _take_place(self) -> None:
         self._place = Place(self.settings.secret("database_url"), self.settings.instance)

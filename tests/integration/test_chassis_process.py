@@ -171,7 +171,7 @@ async def test_a_database_that_is_behind_is_refused_with_the_command_that_mends_
     """Never on half a schema: neither on none, nor with one migration missing."""
     status, out = await run(environment(unmigrated))
     assert status == 1
-    assert "chassis_0001_path" in out
+    assert "chassis_0001_path" in out, out
     assert "run `python -m services.consent migrate`" in out
     owner = unmigrated.owner_url(SERVICE)
     migrating = environment(unmigrated, CONSENT_MIGRATE_DATABASE_URL=owner)
@@ -183,7 +183,7 @@ async def test_a_database_that_is_behind_is_refused_with_the_command_that_mends_
         await connection.close()
     status, out = await run(environment(unmigrated))
     assert status == 1
-    assert "consent_0001_record" in out
+    assert "consent_0001_record" in out, out
 
 
 async def test_migrate_is_safe_twice_at_once_and_again(unmigrated):
