@@ -16,6 +16,9 @@ PORT_MIN = 20_000
 PORT_CHOSEN_MIN = 1024
 PORT_MAX = 32_767
 """Linux gives out ephemeral ports from 32768 up: a server there may find its port taken."""
+SLOTS = 120
+"""Places at which a stack's ports may begin."""
+_SLOT_PORTS = 100
 
 KEY_KINDS = (
     "view_ticket_keys",
@@ -72,12 +75,17 @@ def is_free(port: int, *, udp: bool) -> bool:
     return True
 
 
+def slot_of(seed: str) -> int:
+    """Return where a stack begins that knows of no other."""
+    return zlib.crc32(seed.encode()) % SLOTS
+
+
 def choose_ports(
     names: Iterable[str],
     chosen: Mapping[str, int],
     remembered: Mapping[str, int],
     *,
-    seed: str,
+    slot: int,
     taken: Iterable[int] = (),
 ) -> dict[str, int]:
     """Return a port per name: the chosen one, the one of last time, or a free one.
@@ -89,13 +97,13 @@ def choose_ports(
         chosen: ports from settings; these are never replaced.
         remembered: ports of last time.
         taken: ports that are somebody's, whether or not he listens just now.
-        seed: where to begin: stacks that start at once do not race for the same ports.
+        slot: where to begin, modulo `SLOTS`: stacks that start at once must not race for ports.
 
     Raises:
         StackError: a chosen port is out of range or taken.
     """
     result: dict[str, int] = {}
-    candidate = PORT_MIN + zlib.crc32(seed.encode()) % 120 * 100
+    candidate = PORT_MIN + slot % SLOTS * _SLOT_PORTS
     for name in names:
         udp = name in UDP_NAMES
         port = chosen.get(name)
@@ -177,7 +185,7 @@ class Layout:
         path = self.folder / "stack.json"
         document = read_document(path)
         remembered: dict[str, int] = document.get("ports", {})
-        result = choose_ports(names, chosen, remembered, seed=str(self.folder))
+        result = choose_ports(names, chosen, remembered, slot=slot_of(str(self.folder)))
         write_private(path, document | {"ports": remembered | result})
         return result
 

@@ -28,7 +28,7 @@ from deploy.local.environment import Surroundings, chosen_ports, port_names
 from deploy.local.errors import StackError
 from deploy.local.identity import ProcessIdentity
 from deploy.local.kafka import USERS, Cluster, node_names
-from deploy.local.layout import ROOT, Layout, choose_ports, read_document, write_private
+from deploy.local.layout import ROOT, Layout, choose_ports, read_document, slot_of, write_private
 from deploy.local.postgres import Postgres
 from deploy.local.probes import is_service_ready
 from deploy.local.process import (
@@ -333,7 +333,7 @@ class LocalStack:
         declared = next(found for found in self.declarations if found.name == name)
         process = f"{name}-{suffix}"
         names = [f"{process}_{kind}" for kind in own.values()]
-        free = choose_ports(names, {}, {}, seed=process, taken=set(self._ports.values()))
+        free = choose_ports(names, {}, {}, slot=slot_of(process), taken=set(self._ports.values()))
         self._ports |= free
         settings = {key: str(free[f"{process}_{kind}"]) for key, kind in own.items()}
         environment = self._surroundings.of(declared) | {

@@ -28,7 +28,7 @@ from deploy.local.certificates import Certificates
 from deploy.local.control import kafka_login
 from deploy.local.environment import Surroundings, port_names
 from deploy.local.kafka import ADMINISTRATOR
-from deploy.local.layout import KEY_KINDS, ROOT, Layout, choose_ports, read_document
+from deploy.local.layout import KEY_KINDS, ROOT, SLOTS, Layout, choose_ports, read_document, slot_of
 from deploy.local.process import log_tail
 from deploy.provision import (
     Infrastructure,
@@ -50,6 +50,7 @@ START_TIMEOUT_S = 90.0
 CONTAINERS_START_TIMEOUT_S = 600.0
 """The images may have to be pulled first."""
 _numbers = itertools.count(1)
+_slots = itertools.count()
 
 T = TypeVar("T")
 
@@ -259,6 +260,19 @@ def new_prefix() -> str:
     return f"t{digest}{worker}n{next(_numbers)}"
 
 
+def _next_slot() -> int:
+    """Return where the next world's ports begin: no worker of a run takes another one's.
+
+    Worlds choose while their ports are free and listen later: two of one slot would both believe
+    that it is theirs.
+    """
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    n_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    share = SLOTS // max(1, n_workers)
+    return slot_of(run) + worker * share + next(_slots) % max(1, share)
+
+
 async def make_world(
     prefix: str,
     services: Sequence[str] | None = None,
@@ -298,7 +312,7 @@ async def make_world(
             if declared.database:
                 url = databases[declared.name].migrate_url
                 await db.migrate(url, declared.migration_folders)
-    ports = choose_ports(port_names(declarations), {}, {}, seed=prefix)
+    ports = choose_ports(port_names(declarations), {}, {}, slot=_next_slot())
     keys = {kind: {"k1": secrets.token_hex(32)} for kind in KEY_KINDS}
     surroundings = Surroundings(
         declarations=declarations,

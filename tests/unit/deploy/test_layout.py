@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deploy.local.errors import StackError
-from deploy.local.layout import PORT_MAX, PORT_MIN, Layout, choose_ports, read_document
+from deploy.local.layout import PORT_MAX, PORT_MIN, Layout, choose_ports, read_document, slot_of
 
 
 @pytest.fixture
@@ -35,14 +35,14 @@ def test_a_port_that_somebody_took_meanwhile_is_replaced(layout: Layout) -> None
 
 def test_a_chosen_port_wins_over_the_remembered_one(layout: Layout) -> None:
     layout.ports(["gateway"], {})
-    chosen = choose_ports(["other"], {}, {}, seed="other seed")["other"]
+    chosen = choose_ports(["other"], {}, {}, slot=slot_of("other seed"))["other"]
     assert layout.ports(["gateway"], {"gateway": chosen}) == {"gateway": chosen}
 
 
 def test_a_chosen_port_that_is_taken_is_named_with_its_setting(layout: Layout) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        taken = choose_ports(["x"], {}, {}, seed="x")["x"]
+        taken = choose_ports(["x"], {}, {}, slot=slot_of("x"))["x"]
         with (
             socket.create_server(("127.0.0.1", taken)),
             pytest.raises(StackError, match=f"Port {taken} for gateway.*STACK_PORT_GATEWAY"),
